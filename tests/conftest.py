@@ -1,0 +1,14 @@
+"""Fixtures that every room's tests share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tiny import tiny_models_folder
+
+
+@pytest.fixture(scope="session")
+def tiny_models() -> Path:
+    """A folder with ``teacher/`` and ``student/``: Qwen3, 512 tokens, a few layers. Read only: tests copy what they change."""
+    return tiny_models_folder()
