@@ -10,5 +10,5 @@ from tiny import tiny_models_folder
 
 @pytest.fixture(scope="session")
 def tiny_models() -> Path:
-    """A folder with ``teacher/`` and ``student/``: Qwen3, 512 tokens, a few layers. Read only: tests copy what they change."""
+    """A folder with ``teacher/`` and ``student/``: Qwen3, 512 tokens. Read only: copy what you change."""
     return tiny_models_folder()

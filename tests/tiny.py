@@ -1,6 +1,6 @@
-"""A tiny teacher and student that real code can load: Qwen3 architecture, 512 tokens, made on the spot without network.
+"""A tiny teacher and student that real code can load: Qwen3, 512 tokens, made on the spot without network.
 
-The teacher is trained for a moment on the conversations below, so that its answers end and its distribution is not noise.
+The teacher is trained for a moment on the conversations below, so that its answers end and are not noise.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ CONVERSATIONS = (
 
 
 def build_tiny_models(folder: Path) -> Path:
-    """Write ``folder/teacher`` and ``folder/student``, two Hugging Face directories that share a tokenizer; return ``folder``."""
+    """Write ``folder/teacher`` and ``folder/student``: Hugging Face directories with one tokenizer."""
     import torch
 
     threads = torch.get_num_threads()
