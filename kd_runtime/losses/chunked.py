@@ -1,0 +1,165 @@
+"""The one loss path: KD on head and tail bucket plus cross-entropy, with gradients formed chunk by chunk in forward.
+
+No tensor of positions times vocabulary exists beyond one chunk. In a chunk the logits are replaced by their
+exponentials and these by the gradient of the loss, so there are three matrix products in all and no recomputation.
+The gradient of any divergence D on q = softmax(z/T) over the K+1 categories, with h_c = q_c dD/dq_c and S = sum h:
+dD/d(z_j/T) = h_j - q_j S in the head, and (q_j / q_tail) h_tail - q_j S outside: one scalar a row times exp(z_j/T).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kd_runtime.losses.columns import Columns, merge
+from kd_runtime.losses.divergences import DivergenceFunction
+from kd_runtime.losses.rows import ABSENT, BLOCK
+from kd_runtime.losses.student import FLOOR, Student
+
+STATS = ("kd", "ce", "teacher_head_mass", "student_head_mass", "top1_agree", "topk_overlap", "student_entropy")
+"""The columns of the per-position values, in order."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What does not change from batch to batch."""
+
+    divergence: DivergenceFunction
+    vocab: int
+    temperature: float = 1.0
+    softcap: float | None = None
+    chunk_positions: int = 256
+    block_rows: int = 16
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What P positions are trained towards; ``top_ids`` has no column (K = 0) where there is no KD."""
+
+    label_ids: Tensor
+    """[P] ids of the labels."""
+    top_ids: Tensor
+    """[P, K] ids of the teacher's head, negative where a row has fewer."""
+    top_lp: Tensor
+    """[P, K] their log-probabilities at the temperature, normalised with ``tail_lp`` over K+1."""
+    tail_lp: Tensor
+    """[P] log of the teacher's mass outside the head."""
+    kd_scale: Tensor
+    """[P] weight of each position's divergence in the loss; meaningless where ``kd_mask`` is false."""
+    ce_scale: Tensor
+    """[P] weight of each position's cross-entropy."""
+    kd_mask: Tensor
+    """[P] bool: the position has a teacher's target."""
+
+    def rows(self, part: slice) -> Targets:
+        """The same for some of the positions."""
+        return Targets(**{name: value[part] for name, value in vars(self).items()})
+
+
+@dataclass
+class Gradients:
+    """Buffers that the walk over the chunks fills; None where a gradient is not wanted."""
+
+    hidden: Tensor | None
+    weight: Tensor | None
+    bias: Tensor | None
+
+    @property
+    def wanted(self) -> bool:
+        """True if any gradient is to be formed."""
+        return self.hidden is not None or self.weight is not None or self.bias is not None
+
+
+def walk(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Targets, settings: Settings, gradients: Gradients
+) -> Tensor:
+    """Per-position values [P, len(STATS)] of ``hidden`` [P, H] under the head ``weight`` [V+, H]; fills ``gradients``.
+
+    Rows of ``weight`` beyond ``settings.vocab`` are padding: they take no part, and their gradient is zero.
+    """
+    weight = weight[: settings.vocab]
+    compute = torch.promote_types(hidden.dtype, torch.float32)
+    width = -(-settings.vocab // BLOCK) * BLOCK
+    size = min(settings.chunk_positions, len(hidden))
+    buffer = torch.empty(size, width, dtype=compute, device=hidden.device)
+    values = torch.empty(len(hidden), len(STATS), dtype=compute, device=hidden.device)
+    for start in range(0, len(hidden), max(size, 1)):
+        part = slice(start, min(start + size, len(hidden)))
+        z = buffer[: part.stop - part.start]
+        _logits(hidden[part], weight, bias, settings, out=z)
+        values[part] = _chunk(z, targets.rows(part), settings, gradients.wanted)
+        if gradients.wanted:
+            _backpropagate(z[:, : settings.vocab], hidden[part], weight, gradients, part)
+    return values
+
+
+def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, settings: Settings, out: Tensor) -> None:
+    inner = out[:, : settings.vocab]
+    if weight.dtype == out.dtype:
+        torch.mm(hidden, weight.t(), out=inner)
+    else:
+        inner.copy_(hidden @ weight.t())
+    if bias is not None:
+        inner.add_(bias[: settings.vocab])
+    if settings.softcap is not None:
+        inner.div_(settings.softcap).tanh_().mul_(settings.softcap)
+    out[:, settings.vocab :] = ABSENT
+
+
+def _backpropagate(dz: Tensor, hidden: Tensor, weight: Tensor, gradients: Gradients, part: slice) -> None:
+    """dh = dz W, and dW += dz^T h, which is accumulated in at least float32 because partial sums in bf16 are biased."""
+    if gradients.hidden is not None:
+        gradients.hidden[part] = dz.to(weight.dtype) @ weight
+    if gradients.weight is not None:
+        gradients.weight[: dz.shape[1]].addmm_(dz.t(), hidden.to(dz.dtype))
+    if gradients.bias is not None:
+        gradients.bias[: dz.shape[1]] += dz.sum(0)
+
+
+def _chunk(z: Tensor, targets: Targets, settings: Settings, want_gradient: bool) -> Tensor:
+    """Values [C, len(STATS)] of the logits ``z`` [C, width], which become the gradient of the loss where it is wanted."""
+    slope = 1 - (z / settings.softcap) ** 2 if settings.softcap is not None and want_gradient else None
+    columns = merge(targets.label_ids, targets.top_ids, targets.kd_mask)
+    head, label = columns.gather(z)
+    columns.fill_(z, ABSENT)
+    temperature = settings.temperature
+    tempered = z if temperature == 1 else z / temperature
+    plain = Student.of(z, head, label, columns, settings.block_rows, largest=head.shape[1])
+    cool = plain
+    if temperature != 1:
+        cool = Student.of(tempered, head / temperature, label / temperature, columns, settings.block_rows)
+    log_p = _teacher_categories(targets, columns)
+    log_q = cool.categories()
+    value, h = settings.divergence(log_p, log_q)
+    if want_gradient:
+        kd_scale = torch.where(targets.kd_mask, targets.kd_scale * temperature, 0)
+        kd = cool.kd_gradient(h, log_q).times(kd_scale)
+        ce = plain.ce_gradient().times(targets.ce_scale)
+        if temperature == 1:
+            z.mul_((kd.row + ce.row)[:, None])
+        else:
+            z.mul_(ce.row[:, None]).addcmul_(tempered, kd.row[:, None])
+        columns.write_(z, kd.head + ce.head, kd.label + ce.label)
+        if slope is not None:
+            z.mul_(slope)
+    value = torch.where(targets.kd_mask, temperature**2 * value, 0)
+    return torch.stack([value, plain.log_sum - label, *_statistics(targets, log_p, plain)], 1)
+
+
+def _teacher_categories(targets: Targets, columns: Columns) -> Tensor:
+    """log p [C, K+1] of head and tail; FLOOR where there is none."""
+    head = torch.where(columns.in_head, targets.top_lp, FLOOR)
+    tail = torch.where(targets.kd_mask, targets.tail_lp, FLOOR)
+    return torch.cat([head, tail[:, None]], 1).clamp(min=FLOOR)
+
+
+def _statistics(targets: Targets, log_p: Tensor, student: Student) -> list[Tensor]:
+    """The columns of STATS after kd and ce, each [C]; what compares with the teacher is 0 where ``kd_mask`` is false."""
+    in_head = student.columns.in_head
+    first = in_head & (log_p[:, :-1] == log_p[:, :1])
+    agree = (torch.where(first, student.head, ABSENT) >= student.largest()[:, None]).any(1)
+    teacher_mass = torch.where(in_head, log_p[:, :-1].exp(), 0).sum(1)
+    student_mass = (student.log_head - student.log_sum).exp()
+    return [teacher_mass, student_mass, agree.to(log_p.dtype), student.overlap(), student.entropy()]

@@ -1,0 +1,245 @@
+"""The distillation loss as a module that owns the output head.
+
+    head = SparseKDHead(model.lm_head, vocab=V, divergence="ForwardKL", beta=0.5, temperature=1.0, logit_scale=1.0,
+                        softcap=None, chunk_positions=None)
+    loss, sums = head(hidden, label_ids, top_ids, top_lp, tail_lp, kd_mask, ce_mask,
+                      kd_weight=world * alpha / N_kd, ce_weight=world * (1 - alpha) / N_ce,
+                      tail_tau=None, per_position=False)
+    loss.backward()
+
+``hidden`` [P, H] are the backbone's last hidden states (after the final norm) of the positions *before* scored tokens;
+``loss`` = kd_weight * sums.kd + ce_weight * sums.ce is the only output with a gradient. All N are the caller's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from kd_runtime.api.failures import SettingsError
+from kd_runtime.losses.chunked import STATS, Gradients, Settings, Targets, walk
+from kd_runtime.losses.divergences import divergence as divergence_named
+
+
+@dataclass(frozen=True)
+class LossSums:
+    """Sums over a call's positions, detached, in float64: add them over micro-batches and ranks, then divide by counts."""
+
+    kd: Tensor
+    """Sum of the divergence (times T squared) over the positions of ``kd_mask``, nats."""
+    ce: Tensor
+    """Sum of the label's negative logprob over the positions of ``ce_mask``, nats."""
+    kd_count: Tensor
+    """Positions of ``kd_mask``."""
+    ce_count: Tensor
+    """Positions of ``ce_mask``."""
+    stats: dict[str, Tensor]
+    """Sums over ``kd_mask``: teacher_head_mass, student_head_mass, top1_agree, topk_overlap; student_entropy over
+    the positions of either mask, which ``positions`` counts."""
+    positions: dict[str, Tensor] | None = None
+    """With ``per_position``: kd, ce and each statistic as [P], unmasked but for kd."""
+
+
+class SparseKDHead(nn.Module):
+    """KD against a teacher's head and tail bucket, and cross-entropy, without a [positions, vocabulary] tensor.
+
+    ``lm_head`` is an ``nn.Linear`` or its weight [V or more, H]; the same Parameter is registered here, so tied
+    embeddings stay tied and ZeRO-3 gathers it once a pass. ``vocab`` is the tokenizer's true size V: rows of the
+    weight beyond it are padding, with zero probability and zero gradient. Raises SettingsError for what it cannot do:
+    a quantised or LoRA-wrapped head, an unknown divergence, a temperature that is not positive.
+    """
+
+    def __init__(
+        self,
+        lm_head: nn.Module | nn.Parameter,
+        *,
+        vocab: int,
+        divergence: str = "ForwardKL",
+        beta: float = 0.5,
+        temperature: float = 1.0,
+        logit_scale: float = 1.0,
+        softcap: float | None = None,
+        chunk_positions: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.weight, bias = _parameters(lm_head)
+        self.register_parameter("bias", bias)
+        if not temperature > 0:
+            raise SettingsError(f"objective.temperature: {temperature} is not positive; use 1.0")
+        self.logit_scale = logit_scale
+        self.chunk_positions = chunk_positions
+        self.settings = Settings(divergence_named(divergence, beta=beta), vocab, temperature, softcap)
+
+    def forward(
+        self,
+        hidden: Tensor,
+        label_ids: Tensor,
+        top_ids: Tensor | None,
+        top_lp: Tensor | None,
+        tail_lp: Tensor | None,
+        kd_mask: Tensor,
+        ce_mask: Tensor,
+        *,
+        kd_weight: float | Tensor = 1.0,
+        ce_weight: float | Tensor = 0.0,
+        tail_tau: Tensor | None = None,
+        per_position: bool = False,
+    ) -> tuple[Tensor, LossSums]:
+        """The loss of P positions.
+
+        ``hidden`` [P, H]; ``label_ids`` [P] (any value where ``ce_mask`` is false); ``top_ids`` [P, K] integers
+        (negative = no entry) with ``top_lp`` [P, K] and ``tail_lp`` [P] in nats, normalised over K+1, or all three
+        None without KD; ``kd_mask``, ``ce_mask`` [P] bool; weights are scalars or [P]. At a temperature T other than
+        1, ``tail_tau`` [P], the log of the tail's sum of p^(1/T), takes the place of ``tail_lp``.
+        """
+        targets = self._targets(label_ids, top_ids, top_lp, tail_lp, kd_mask, ce_mask, kd_weight, ce_weight, tail_tau)
+        if self.logit_scale != 1:
+            hidden = hidden * self.logit_scale
+        settings = _sized(self.settings, hidden, self.chunk_positions)
+        loss, values = _SparseKD.apply(hidden, self.weight, self.bias, targets, settings, torch.is_grad_enabled())
+        return loss, _sums(values, kd_mask, ce_mask, per_position)
+
+    def _targets(
+        self,
+        label_ids: Tensor,
+        top_ids: Tensor | None,
+        top_lp: Tensor | None,
+        tail_lp: Tensor | None,
+        kd_mask: Tensor,
+        ce_mask: Tensor,
+        kd_weight: float | Tensor,
+        ce_weight: float | Tensor,
+        tail_tau: Tensor | None,
+    ) -> Targets:
+        compute = torch.promote_types(self.weight.dtype, torch.float32)
+        if top_ids is None or top_lp is None or tail_lp is None:
+            if isinstance(kd_weight, Tensor) or kd_weight != 0:
+                raise SettingsError(
+                    "objective: KD needs the teacher's head, which these targets lack (profile Label holds the label's "
+                    "logprob alone); capture with profile Exact, or set objective.alpha to 0"
+                )
+            top_ids = label_ids.new_empty(len(label_ids), 0)
+            top_lp, tail_lp = top_ids.to(compute), label_ids.new_zeros(len(label_ids), dtype=compute)
+            kd_mask = torch.zeros_like(kd_mask)
+        top_lp, tail_lp = top_lp.to(compute), tail_lp.to(compute)
+        temperature = self.settings.temperature
+        if temperature != 1 and top_ids.shape[1]:
+            if tail_tau is None:
+                raise SettingsError(
+                    f"objective.temperature: {temperature} needs the tail's mass at that temperature (tail_tau), which "
+                    "these logits lack; use 1.0, or capture with this temperature in capture.temperatures"
+                )
+            top_lp, tail_lp = _normalised(top_lp / temperature, tail_tau.to(compute), top_ids)
+        _refuse_foreign_ids(label_ids, top_ids, self.settings.vocab)
+        kd_scale = _per_position(kd_weight, kd_mask, compute)
+        ce_scale = _per_position(ce_weight, ce_mask, compute)
+        return Targets(label_ids, top_ids, top_lp, tail_lp, kd_scale, ce_scale, kd_mask)
+
+
+class _SparseKD(torch.autograd.Function):
+    """Value and gradient in one pass: backward only scales what forward formed."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Targets,
+        settings: Settings,
+        grad_enabled: bool,
+    ) -> tuple[Tensor, Tensor]:
+        compute = torch.promote_types(weight.dtype, torch.float32)
+        wanted = [grad_enabled and need for need in ctx.needs_input_grad[:3]]
+        gradients = Gradients(
+            torch.empty_like(hidden) if wanted[0] else None,
+            torch.zeros_like(weight, dtype=compute) if wanted[1] else None,
+            torch.zeros_like(bias, dtype=compute) if wanted[2] and bias is not None else None,
+        )
+        values = walk(hidden, weight, bias, targets, settings, gradients)
+        kd = torch.where(targets.kd_mask, targets.kd_scale, 0) * values[:, STATS.index("kd")]
+        ce = targets.ce_scale * values[:, STATS.index("ce")]
+        loss = (kd.double().sum() + ce.double().sum()).to(compute)
+        ctx.dtypes = (hidden.dtype, weight.dtype, None if bias is None else bias.dtype)
+        ctx.save_for_backward(gradients.hidden, gradients.weight, gradients.bias)
+        ctx.mark_non_differentiable(values)
+        return loss, values
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, grad_loss: Tensor, _grad_values: Tensor) -> tuple[Tensor | None, ...]:
+        scaled = [
+            None if gradient is None else (gradient * grad_loss).to(dtype)
+            for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+        ]
+        return (*scaled, None, None, None)
+
+
+def _parameters(lm_head: nn.Module | nn.Parameter) -> tuple[nn.Parameter, nn.Parameter | None]:
+    """Weight and bias of an output head; SettingsError for one that is adapted or quantised."""
+    if isinstance(lm_head, nn.Parameter):
+        weight, bias = lm_head, None
+    elif hasattr(lm_head, "base_layer"):
+        raise SettingsError(
+            "train.lora: an adapter on the output head is not supported; take lm_head out of its modules"
+        )
+    else:
+        weight, bias = getattr(lm_head, "weight", None), getattr(lm_head, "bias", None)
+    if not isinstance(weight, nn.Parameter) or not weight.is_floating_point():
+        kind = (
+            type(lm_head).__name__ if not isinstance(weight, Tensor) else f"{type(lm_head).__name__} of {weight.dtype}"
+        )
+        raise SettingsError(f"student: the output head is {kind}, which is not supported; leave lm_head unquantised")
+    return weight, bias
+
+
+def _sized(settings: Settings, hidden: Tensor, chunk_positions: int | None) -> Settings:
+    """Chunk sizes for the device: on a CPU few rows at a time keep the passes over them in its cache."""
+    on_cpu = hidden.device.type == "cpu"
+    chunk = chunk_positions or (256 if on_cpu else 1024)
+    return Settings(
+        settings.divergence, settings.vocab, settings.temperature, settings.softcap, chunk, 16 if on_cpu else 256
+    )
+
+
+def _normalised(head: Tensor, tail: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Head [P, K] and tail [P] minus their log-sum-exp over the entries that exist, and the tail."""
+    total = torch.logaddexp(torch.where(ids >= 0, head, -torch.inf).logsumexp(1), tail)
+    return head - total[:, None], tail - total
+
+
+def _refuse_foreign_ids(label_ids: Tensor, top_ids: Tensor, vocab: int) -> None:
+    """On a CPU only: an accelerator would have to be waited for, and the reader checks ids when it opens a shard."""
+    if label_ids.device.type != "cpu" or not len(label_ids):
+        return
+    largest = max(int(label_ids.max()), int(top_ids.max()) if top_ids.numel() else 0)
+    if largest >= vocab:
+        raise SettingsError(
+            f"student: token id {largest} is outside the vocabulary of {vocab}; use the teacher's tokenizer"
+        )
+
+
+def _per_position(weight: float | Tensor, mask: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.where(mask, torch.as_tensor(weight, dtype=dtype, device=mask.device), 0).to(dtype)
+
+
+def _sums(values: Tensor, kd_mask: Tensor, ce_mask: Tensor, per_position: bool) -> LossSums:
+    columns = dict(zip(STATS, values.detach().unbind(1), strict=True))
+
+    def total(name: str, mask: Tensor) -> Tensor:
+        return torch.where(mask, columns[name], 0).sum(dtype=torch.float64)
+
+    either = kd_mask | ce_mask
+    stats = {name: total(name, either if name == "student_entropy" else kd_mask) for name in STATS[2:]}
+    return LossSums(
+        kd=total("kd", kd_mask),
+        ce=total("ce", ce_mask),
+        kd_count=kd_mask.sum(),
+        ce_count=ce_mask.sum(),
+        stats=stats | {"positions": either.sum()},
+        positions=columns if per_position else None,
+    )
