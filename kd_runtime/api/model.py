@@ -1,0 +1,136 @@
+"""The base of every API model: frozen, camelCase names, unknown fields refused; and the types that many models share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from kd_runtime.api.classes import Unkeyed
+
+GROUP = "kubedistill.io"
+VERSION = "v1alpha1"
+API_VERSION = f"{GROUP}/{VERSION}"
+
+_SPELLED = {"url": "URL", "gpu": "GPU", "uid": "UID", "sha256": "SHA256", "cidrs": "CIDRs", "wandb": "WandB"}
+
+
+def camel_case(attribute: str) -> str:
+    """The manifest's name of an attribute: ``top_k`` -> ``topK``, ``base_url`` -> ``baseURL``."""
+    first, *rest = attribute.split("_")
+    return first + "".join(_SPELLED.get(word, word.capitalize()) for word in rest)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A condition on one object, in CEL: the CRD carries its text and `kd lint` evaluates the same text.
+
+    ``field`` is the field below the object that the message is about ("" for the object itself). ``message`` is
+    "problem; remedy". A rule that mentions ``oldSelf`` is about an update.
+    """
+
+    cel: str
+    message: str
+    field: str = ""
+
+    @property
+    def transition(self) -> bool:
+        """True for a rule that compares with the object before an update."""
+        return "oldSelf" in self.cel
+
+
+class Model(BaseModel):
+    """An object of the API."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        alias_generator=camel_case,
+        populate_by_name=True,
+        use_attribute_docstrings=True,
+        validate_default=False,
+        protected_namespaces=(),
+    )
+
+    rules: ClassVar[tuple[Rule, ...]] = ()
+    exclusive: ClassVar[tuple[tuple[str, ...], ...]] = ()
+    """Groups of attributes of which one at most may be set: a runtime's defaults fill in only what the user chose."""
+
+
+def exactly_one(*fields: str) -> Rule:
+    """The rule that exactly one of ``fields`` is set."""
+    first, *others = (f"has(self.{field})" for field in fields)
+    if len(fields) == 2:
+        return Rule(f"{first} != {others[0]}", f"set exactly one of {' and '.join(fields)}; remove or add one")
+    alone = " || ".join(
+        "(" + " && ".join(f"{'' if field == chosen else '!'}has(self.{field})" for field in fields) + ")"
+        for chosen in fields
+    )
+    return Rule(alone, f"set exactly one of {', '.join(fields)}; remove or add one")
+
+
+def at_most_one(first: str, second: str) -> Rule:
+    """The rule that ``first`` and ``second`` are not both set."""
+    return Rule(
+        f"!(has(self.{first}) && has(self.{second}))", f"set at most one of {first} and {second}; remove one of them"
+    )
+
+
+STAGE_NAME = r"^[a-z][a-z0-9]{0,15}$"
+RESERVED_NAMES = "teacher|plan|dataset|y|n|on|off|yes|no|true|false"
+
+StageName = Annotated[str, Field(min_length=1, max_length=16, pattern=STAGE_NAME)]
+"""A stage's or teacher's name."""
+StageReference = Annotated[str, Field(min_length=1, max_length=16, pattern=STAGE_NAME)]
+"""The name of an earlier stage, or `dataset`."""
+ObjectName = Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")]
+"""The name of a Kubernetes object."""
+Text = Annotated[str, Field(min_length=1, max_length=256)]
+LocalName = Annotated[str, Field(max_length=256)]
+Address = Annotated[str, Field(min_length=1, max_length=1024, pattern=r"^((s3|hf|pvc|file)://.+|[^:]+)$")]
+"""s3://bucket/key, hf://owner/name, pvc://claim/path, file:///path, or a path relative to a local manifest."""
+Quantity = Annotated[
+    str, Field(min_length=1, max_length=32, pattern=r"^[0-9]+(\.[0-9]{1,9})?(m|k|Ki|M|Mi|G|Gi|T|Ti|P|Pi)?$")
+]
+"""A Kubernetes quantity, as a string: "32", "500m", "400Gi"."""
+Seconds = Annotated[int, Field(ge=0, le=31_536_000)]
+Seed = Annotated[int, Field(ge=0, le=2_147_483_647)]
+Ratio = Annotated[float, Field(ge=0, le=1)]
+
+
+class NameReference(Model):
+    """A reference to an object of the job's namespace, by name."""
+
+    name: Annotated[ObjectName, Unkeyed]
+    """Name of the object."""
+
+
+class SecretReference(Model):
+    """One entry of a Secret of the job's namespace; on a laptop the environment variable `KD_SECRET_<NAME>_<KEY>`."""
+
+    name: Annotated[ObjectName, Unkeyed]
+    """Name of the Secret."""
+    key: Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[-._a-zA-Z0-9]+$"), Unkeyed]
+    """Key within the Secret."""
+
+
+class ModelSource(Model):
+    """Where a model's files lie."""
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            "!self.uri.matches('^hf://') || has(self.revision)",
+            "a model of the Hugging Face Hub needs a revision; add the commit",
+            "revision",
+        ),
+    )
+
+    uri: Annotated[Address, Unkeyed]
+    """hf://OWNER/NAME (with a revision), s3://BUCKET/PREFIX/, pvc://CLAIM/PATH, or (locally) file:// and relative paths."""
+    revision: Annotated[Annotated[str, Field(min_length=1, max_length=128)] | None, Unkeyed] = None
+    """Commit, tag or branch on the Hub; it is resolved to a commit when the job is planned."""
+    secret_ref: SecretReference | None = None
+    """The Hub's token."""
+    trust_remote_code: Annotated[bool, Unkeyed] = False
+    """Whether code that comes with the model may run; the runtime must allow it too."""
