@@ -4,58 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from enum import StrEnum
-from typing import Protocol
 
 from kd_runtime.api.failures import SettingsError
+from kd_runtime.api.job import Gate, GateMetric, GateOp
 from kd_runtime.api.result import GateOutcome
 from kd_runtime.evaluation.bootstrap import RESAMPLES, Bootstrap
 from kd_runtime.evaluation.scores import Items, Score, Who, change_bootstrap, gap_bootstrap, score_bootstrap
 
 
-class GateMetric(StrEnum):
-    """What a gate compares."""
-
-    Value = "value"
-    """The student's own score."""
-    Change = "change"
-    """student - baseline."""
-    RecoveredGap = "recoveredGap"
-    """(baseline - student) / (baseline - teacher)."""
-
-
 NEEDS: dict[GateMetric, tuple[Who, ...]] = {
-    GateMetric.Value: (Who.Student,),
-    GateMetric.Change: (Who.Student, Who.Baseline),
-    GateMetric.RecoveredGap: (Who.Student, Who.Baseline, Who.Teacher),
+    GateMetric.value: (Who.Student,),
+    GateMetric.change: (Who.Student, Who.Baseline),
+    GateMetric.recoveredGap: (Who.Student, Who.Baseline, Who.Teacher),
 }
-
-
-class GateLike(Protocol):
-    """A gate of the manifest: kd_runtime.api.job.Gate."""
-
-    @property
-    def metric(self) -> str: ...
-    @property
-    def of(self) -> str: ...
-    @property
-    def op(self) -> str: ...
-    @property
-    def value(self) -> float: ...
-    @property
-    def confidence(self) -> float: ...
 
 
 @dataclass(frozen=True)
 class Judged:
     """A gate with its outcome."""
 
-    gate: GateLike
+    gate: Gate
     outcome: GateOutcome
 
     def sentence(self) -> str:
         """``recoveredGap of KL: at least 0.5 with 95 % confidence is asked; the value is 0.43, its lower bound 0.39``."""
-        least = self.gate.op == "AtLeast"
+        least = self.gate.op is GateOp.AtLeast
         return (
             f"{self.gate.metric} of {self.gate.of}: {'at least' if least else 'at most'} {self.gate.value:g} "
             f"with {100 * self.gate.confidence:g} % confidence is asked; the value is {self.outcome.value:.4g}, "
@@ -63,7 +36,7 @@ class Judged:
         )
 
 
-def judge(gates: Iterable[GateLike], items: Items, *, resamples: int = RESAMPLES) -> tuple[Judged, ...]:
+def judge(gates: Iterable[Gate], items: Items, *, resamples: int = RESAMPLES) -> tuple[Judged, ...]:
     """Each gate against the per-prompt values: passed if the one-sided bootstrap bound at its confidence is.
 
     Raises:
@@ -72,23 +45,23 @@ def judge(gates: Iterable[GateLike], items: Items, *, resamples: int = RESAMPLES
     return tuple(Judged(gate, _outcome(gate, _bootstrap(gate, items, resamples))) for gate in gates)
 
 
-def _bootstrap(gate: GateLike, items: Items, resamples: int) -> Bootstrap:
-    metric, score = GateMetric(gate.metric), Score(gate.of)
+def _bootstrap(gate: Gate, items: Items, resamples: int) -> Bootstrap:
+    metric, score = gate.metric, Score(gate.of)
     for who in NEEDS[metric]:
         if not items.has(score, who):
             raise SettingsError(
                 f"gate {metric} of {score}: {score} of the {who} was not measured; give the stage the inputs that it needs, "
                 "or take the gate out"
             )
-    if metric is GateMetric.RecoveredGap:
+    if metric is GateMetric.recoveredGap:
         return gap_bootstrap(items, score, resamples=resamples)
-    if metric is GateMetric.Change:
+    if metric is GateMetric.change:
         return change_bootstrap(items, score, resamples=resamples)
     return score_bootstrap(items, score, Who.Student, resamples=resamples)
 
 
-def _outcome(gate: GateLike, drawn: Bootstrap) -> GateOutcome:
-    least = gate.op == "AtLeast"
+def _outcome(gate: Gate, drawn: Bootstrap) -> GateOutcome:
+    least = gate.op is GateOp.AtLeast
     bound = drawn.lower(gate.confidence) if least else drawn.upper(gate.confidence)
     passed = bound >= gate.value if least else bound <= gate.value
     return GateOutcome(metric=gate.metric, of=gate.of, value=drawn.value, bound=bound, passed=bool(passed))

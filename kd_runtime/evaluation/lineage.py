@@ -1,0 +1,158 @@
+"""Lineage and losses as plain data, for the report and the model card: what was made from what, and which rows went where."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from kd_runtime.artifacts.manifest import Manifest
+from kd_runtime.artifacts.rows import read_rejects
+from kd_runtime.evaluation.graph import Edge, Node
+from kd_runtime.evaluation.scales import byte_size
+from kd_runtime.evaluation.sources import Sources, external_place, short_digest, short_uri
+from kd_runtime.planning.plan import External, PlannedStage, StageType
+
+EXAMPLES = 3
+LEFT_OUT = {
+    "rejected": "rejected",
+    "truncated": "truncated answers, left out of training",
+    "missing": "without teacher logits",
+    "leftOut": "left out of training",
+}
+"""Counts of a stage that stand for rows that do not reach the next one, with what the report says."""
+
+
+@dataclass(frozen=True)
+class Loss:
+    """Rows that one stage lost for one reason."""
+
+    reason: str
+    rows: int
+    examples: tuple[str, ...] = ()
+    """A few of them: where the row came from, and the detail."""
+
+
+@dataclass(frozen=True)
+class StageRows:
+    """What one stage did with its rows; numbers are of (row, sample) pairs where the stage samples."""
+
+    stage: str
+    type: StageType
+    came: int | None
+    done: int | None
+    rejected: int | None
+    out: int | None
+    losses: tuple[Loss, ...] = ()
+
+
+@dataclass(frozen=True)
+class StageCost:
+    """What one stage took: tokens, bytes written, seconds."""
+
+    stage: str
+    type: StageType
+    tokens: int | None
+    bytes: int
+    seconds: float
+    counts: dict[str, int] = field(default_factory=dict)
+
+
+def row_losses(sources: Sources) -> list[StageRows]:
+    """Every stage that counts rows, with its losses by reason."""
+    return [
+        _stage_rows(sources, stage, manifest)
+        for stage, manifest in sources.done()
+        if stage.type not in (StageType.Publish, StageType.Evaluate) and {"in", "rejected", "rows"} & manifest.counts.keys()
+    ]
+
+
+def _stage_rows(sources: Sources, stage: PlannedStage, manifest: Manifest) -> StageRows:
+    counts = manifest.counts
+    losses = _rejects(sources, manifest)
+    losses += [
+        Loss(text, counts[name]) for name, text in LEFT_OUT.items() if counts.get(name) and not (name == "rejected" and losses)
+    ]
+    came = counts.get("in", counts.get("rows"))
+    return StageRows(stage.name, stage.type, came, counts.get("done"), counts.get("rejected"), counts.get("out"), tuple(losses))
+
+
+def _rejects(sources: Sources, manifest: Manifest) -> list[Loss]:
+    """Rejected rows by reason, the commonest first."""
+    if not sources.has(manifest, "rejects.jsonl"):
+        return []
+    rejects = list(read_rejects(sources.store, manifest))
+    reasons = Counter(reject.reason for reject in rejects)
+    return [
+        Loss(
+            reason,
+            number,
+            tuple(f"{r.source or r.row}: {r.detail}" if r.detail else (r.source or r.row) for r in rejects if r.reason == reason)[:EXAMPLES],
+        )
+        for reason, number in reasons.most_common()
+    ]
+
+
+def stage_costs(sources: Sources) -> list[StageCost]:
+    """Tokens, bytes and seconds of every stage that has an artifact."""
+    return [
+        StageCost(
+            stage.name,
+            stage.type,
+            stage_tokens(manifest),
+            sum(ref.size for ref in manifest.objects),
+            manifest.seconds,
+            dict(manifest.counts),
+        )
+        for stage, manifest in sources.done()
+    ]
+
+
+def stage_tokens(manifest: Manifest) -> int | None:
+    """Tokens that a stage worked on, from its counts; None where it does not count them."""
+    for name in ("tokens", "tokensTrained", "completionTokens"):
+        if name in manifest.counts:
+            return manifest.counts[name]
+    return None
+
+
+def lineage_graph(sources: Sources) -> tuple[list[Node], list[Edge]]:
+    """Externals and stages as boxes, inputs as edges; stages without an artifact are drawn as still to make."""
+    nodes: list[Node] = []
+    edges: list[Edge] = []
+    for roles, external in sources.externals():
+        nodes.append(_external_node(roles, external))
+    for stage in sources.plan.stages:
+        nodes.append(_stage_node(stage, sources.manifests.get(stage.name)))
+        edges += [Edge(external_place(external), stage.name, role) for role, external in stage.externals.items()]
+        edges += [Edge(source, stage.name, role) for role, source in stage.inputs.items()]
+    return nodes, edges
+
+
+def _external_node(roles: str, external: External) -> Node:
+    size = f" · {byte_size(external.size)}" if external.size else ""
+    return Node(
+        external_place(external),
+        short_uri(external.uri),
+        (f"{roles}{size}", f"sha256 {short_digest(external.digest)}"),
+        "external",
+        f"{external.uri}\nrevision {external.revision or '–'}\ndigest {external.digest}",
+    )
+
+
+def _stage_node(stage: PlannedStage, manifest: Manifest | None) -> Node:
+    content = f"content {short_digest(manifest.content_digest)}" if manifest else "not made yet"
+    return Node(
+        stage.name,
+        f"{stage.name} · {stage.type}" if stage.name != stage.type else stage.name,
+        (f"key {short_digest(stage.key)}", content),
+        f"stage {'done' if manifest else 'todo'}",
+        f"{stage.name} ({stage.type})\nkey {stage.key}\ncontent digest {manifest.content_digest if manifest else '–'}",
+    )
+
+
+def describe_inputs(stage: PlannedStage) -> str:
+    """``rows answers, logits logits, model SmolLM2 (outside)`` of one stage."""
+    parts: Sequence[str] = [f"{role.partition('.')[0]}: {source}" for role, source in stage.inputs.items()]
+    outside = [f"{role}: {short_uri(external.uri)}" for role, external in stage.externals.items()]
+    return ", ".join([*parts, *outside]) or "–"
