@@ -10,6 +10,7 @@ import rfc8785
 from pydantic import BaseModel, ConfigDict, Field
 
 from kd_runtime.api.job import DistillationJobSpec, Stage
+from kd_runtime.api.runtime import RuntimeServing
 
 
 class StageType(StrEnum):
@@ -26,6 +27,16 @@ class StageType(StrEnum):
     Publish = "publish"
 
 
+class ExternalFile(BaseModel):
+    """One file of an external: its path below the external's URI, its bytes, and its content's digest."""
+
+    model_config = ConfigDict(frozen=True)
+
+    path: str
+    size: int
+    sha256: str
+
+
 class External(BaseModel):
     """Something outside the store that a stage reads: its address, and the digest of its content."""
 
@@ -39,8 +50,10 @@ class External(BaseModel):
     """sha256 hex over what is read; for an external teacher, over its declared settings."""
     size: int = 0
     """Bytes."""
-    files: tuple[str, ...] = ()
-    """Paths below `uri` that are read (models, dataset prefixes), sorted."""
+    files: tuple[ExternalFile, ...] = ()
+    """The files below `uri` that are read, sorted by path."""
+    secret: str | None = None
+    """`name/key` of the Secret that holds the hub's token; never its value."""
 
 
 class PlannedStage(BaseModel):
@@ -78,6 +91,8 @@ class Plan(BaseModel):
     runtime: str
     """Name of the ClusterDistillationRuntime whose defaults were taken."""
     runtime_hash: str
+    serving: RuntimeServing
+    """The runtime's own flags and environment of the serving engine."""
     spec: DistillationJobSpec
     """With every default filled in."""
     stages: tuple[PlannedStage, ...]

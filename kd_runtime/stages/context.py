@@ -6,12 +6,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from kd_runtime.api.failures import TransientError
 from kd_runtime.api.job import Stage
 from kd_runtime.artifacts.cache import Cache
 from kd_runtime.artifacts.manifest import Manifest, read_manifest
 from kd_runtime.artifacts.store import Store
 from kd_runtime.artifacts.writer import ArtifactWriter
-from kd_runtime.api.failures import TransientError
+from kd_runtime.planning.digests import DigestMemory
 from kd_runtime.planning.fetch import fetch_external
 from kd_runtime.planning.plan import External, Plan, PlannedStage
 from kd_runtime.telemetry.progress import Reporter
@@ -42,8 +43,6 @@ class StageContext:
     index: int = 0
     workers: int = 1
     teacher: TeacherAddress | None = None
-    manifest_dir: Path | None = None
-    """Where relative file:// URIs of a local manifest start (already resolved in the plan; for display only)."""
     _manifests: dict[str, Manifest] = field(default_factory=dict)
 
     @property
@@ -63,7 +62,9 @@ class StageContext:
             key = self.plan.stage(name).key
             manifest = read_manifest(self.store, key)
             if manifest is None:
-                raise TransientError(f"input {role!r} (stage {name!r}, key {key[:12]}) is not in {self.store.uri}; plan again")
+                raise TransientError(
+                    f"input {role!r} (stage {name!r}, key {key[:12]}) is not in {self.store.uri}; plan again"
+                )
             self._manifests[role] = manifest
         return self._manifests[role]
 
@@ -86,7 +87,9 @@ class StageContext:
 
     def external_dir(self, role: str) -> Path:
         """A local folder with the files of the external that plays ``role`` (cached, verified)."""
-        return fetch_external(self.external(role), self.cache)
+        s3 = self.plan.spec.artifacts
+        memory = DigestMemory(self.store)
+        return fetch_external(self.external(role), self.cache, memory, endpoint=s3.endpoint, region=s3.region)
 
     def new_artifact(self) -> ArtifactWriter:
         """A writer for this stage's artifact; its ``commit`` records every input that ``input`` has handed out."""

@@ -87,5 +87,7 @@ class Reporter:
             return
         body: dict[str, Any] = asdict(latest)
         with contextlib.suppress(httpx.HTTPError):
-            client.post(str(self.url), json=body, headers={"Authorization": f"Bearer {os.environ.get('KD_PROGRESS_TOKEN', '')}"})
+            client.post(
+                str(self.url), json=body, headers={"Authorization": f"Bearer {os.environ.get('KD_PROGRESS_TOKEN', '')}"}
+            )
             self._sent = latest

@@ -1,0 +1,89 @@
+"""Commands about teacher logits: inspect, verify, stats."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from kd_runtime.api.failures import ExitClass
+
+app = typer.Typer(help="Look into shards of teacher logits (KDL).", no_args_is_help=True)
+FilesArgument = Annotated[
+    list[Path], typer.Argument(help="Shard files, or folders that are searched for *.safetensors.", exists=True)
+]
+
+
+def _shards(paths: list[Path]) -> list[Path]:
+    found: list[Path] = []
+    for path in paths:
+        found += sorted(path.rglob("*.safetensors")) if path.is_dir() else [path]
+    return found
+
+
+@app.command()
+def inspect(files: FilesArgument) -> None:
+    """Print what each shard holds: planes, shapes, bytes, what its manifest pins."""
+    from kd_runtime.local.tables import number, size
+    from kd_runtime.logits.inspection import inspect as look
+
+    console = Console()
+    for path in _shards(files):
+        info = look(path)
+        console.print(
+            f"[bold]{path.name}[/]  {info.spec.profile} K={info.spec.k} V={info.spec.vocab:,}  {info.rows:,} rows  "
+            f"{info.tokens:,} tokens  {info.positions:,} scored  {size(info.bytes)}  "
+            f"{info.bytes_per_position:.1f} B a position ({info.file_bytes_per_position:.1f} with all)",
+            highlight=False,
+        )
+        table = Table("plane", "dtype", "shape", "bytes", "crc32c", box=None)
+        for plane in info.planes:
+            table.add_row(plane.name, plane.dtype, "x".join(map(str, plane.shape)), number(plane.bytes), plane.crc32c)
+        console.print(table)
+        for name, value in info.metadata.items():
+            console.print(f"  {name}: {value}", highlight=False, style="dim")
+
+
+@app.command()
+def verify(files: FilesArgument) -> None:
+    """Read every byte of every shard; exit 65 and name what is damaged."""
+    from kd_runtime.logits.inspection import verify as check
+
+    console, bad = Console(soft_wrap=True), 0
+    found = check(_shards(files))
+    for one in found:
+        bad += not one.sound
+        for problem in one.problems:
+            console.print(f"[red]damaged[/] {one.path}: {problem}", highlight=False)
+    console.print(f"{len(found) - bad} of {len(found)} shards are sound", highlight=False)
+    if bad:
+        raise typer.Exit(int(ExitClass.BadData))
+
+
+@app.command()
+def stats(files: FilesArgument) -> None:
+    """Print head mass, label ranks and perplexity over all scored positions."""
+    from kd_runtime.local.tables import size
+    from kd_runtime.logits.inspection import stats as figures
+
+    found = figures(_shards(files))
+    table = Table(box=None, show_header=False)
+    table.add_row(
+        "shards, rows, tokens, scored positions",
+        f"{found.shards:,}  {found.rows:,}  {found.tokens:,}  {found.positions:,}",
+    )
+    table.add_row("bytes", size(found.bytes))
+    table.add_row("teacher's perplexity of the labels", f"{found.label_perplexity:.3f}")
+    table.add_row("labels that are its first choice", f"{found.label_top1:.1%}")
+    if found.head_mass is not None and found.head_mass_p05 is not None and found.label_in_head is not None:
+        table.add_row("labels within the head", f"{found.label_in_head:.1%}")
+        table.add_row("mean mass of the head (5th percentile)", f"{found.head_mass:.4f} ({found.head_mass_p05:.4f})")
+        table.add_row("largest defect of head and tail as stored", f"{found.defect:.1e}")
+    Console().print(table)
+    if found.low_head_mass:
+        Console().print(
+            "[yellow]warning[/] the head holds little of the teacher's mass; raise capture.topK", highlight=False
+        )

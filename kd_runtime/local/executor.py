@@ -1,0 +1,261 @@
+"""The local executor: runs a plan's stages as processes of this machine, its teachers for just as long as they are asked."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from kd_runtime.api.failures import ExitClass, KDError, exit_class, gang_class
+from kd_runtime.api.result import StageResult
+from kd_runtime.artifacts.store import Store
+from kd_runtime.local.display import Display, ProgressServer
+from kd_runtime.local.folder import RunFolder
+from kd_runtime.local.tables import duration
+from kd_runtime.local.teacher import LocalTeacher, last_line, teacher_command
+from kd_runtime.planning.lookup import Lookup, look_up
+from kd_runtime.planning.plan import Plan, PlannedStage, StageType
+from kd_runtime.planning.probes import api_key
+from kd_runtime.planning.resolve import teacher_named
+from kd_runtime.telemetry.processes import end_tree, spawn
+
+POLL_SECONDS = 0.2
+GRACE_SECONDS = 20.0
+
+
+class StageFailed(KDError):
+    """A stage of a local run has ended for good."""
+
+    def __init__(self, kind: ExitClass, message: str):
+        super().__init__(message)
+        self.exit_class = kind
+
+
+class Interrupted(KDError):
+    """Ctrl-C or SIGTERM: everything was stopped in order, and typing the command again goes on."""
+
+    exit_class = ExitClass.Killed
+
+
+@dataclass
+class Executor:
+    """Runs one plan. ``run`` returns when every stage is found, or raises what ended it."""
+
+    plan: Plan
+    store: Store
+    folder: RunFolder
+    cache: Path
+    display: Display
+    _teacher: LocalTeacher | None = None
+    _external: tuple[str, str | None] | None = None
+    _children: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    _interrupted: bool = False
+
+    def run(self) -> None:
+        """Every stage in order: found, or run until it is.
+
+        Raises:
+            StageFailed: a stage ended for good. Interrupted: Ctrl-C or SIGTERM. TeacherError, SettingsError: the teacher.
+        """
+        with ProgressServer(self.display) as server, self._signals():
+            try:
+                for stage in self.plan.stages:
+                    self._stage(stage, server.url)
+            finally:
+                self._stop_all()
+
+    def _stage(self, stage: PlannedStage, progress_url: str) -> None:
+        state = look_up(self.plan, self.store)[stage.name]
+        if not state.runs:
+            mark = "[green]found[/]" if state.state is Lookup.Found else "[dim]not needed[/]"
+            self.display.say(f"[bold]{stage.name:<10}[/] {mark}  {stage.key[:12]}")
+            return
+        started = time.monotonic()
+        self._ready_teacher(stage)
+        result = self._attempts(stage, progress_url)
+        self._release_teacher(stage)
+        counts = "  ".join(f"{name} {value:,}" for name, value in result.counts.items())
+        self.display.say(
+            f"[bold]{stage.name:<10}[/] [green]done[/]   {stage.key[:12]}  {duration(time.monotonic() - started):>8}  {counts}"
+        )
+
+    # ---- attempts ------------------------------------------------------------------------------------------------------
+
+    def _attempts(self, stage: PlannedStage, progress_url: str) -> StageResult:
+        policy = self.plan.spec.failure_policy
+        for attempt in range(1, policy.backoff_limit + 2):
+            result = self._attempt(stage, attempt, progress_url)
+            if result.exit_class is ExitClass.Done:
+                return result
+            if self._interrupted:
+                raise Interrupted("stopped; type the same command again to go on from here")
+            last = attempt > policy.backoff_limit
+            if result.exit_class.final or last:
+                raise StageFailed(result.exit_class, f"stage {stage.name}: {result.message}")
+            wait = min(policy.backoff.base_seconds * 2 ** (attempt - 1), policy.backoff.max_seconds)
+            self.display.say(
+                f"{stage.name}: {result.exit_class.name}: {result.message}; attempt {attempt + 1} in {wait} s"
+            )
+            self._sleep(wait)
+        raise AssertionError("unreachable")
+
+    def _attempt(self, stage: PlannedStage, attempt: int, progress_url: str) -> StageResult:
+        """One attempt of all workers; its result is the worst of theirs."""
+        workers = 1 if stage.type is StageType.Ingest else self.plan.settings(stage.name).workers
+        self.display.start(stage.name, "starting")
+        results = [self.folder.result(stage.name, attempt, index) for index in range(workers)]
+        logs = [self.folder.log(f"{stage.name}-{index}" if index else stage.name) for index in range(workers)]
+        self._children = [
+            spawn(
+                self._command(stage, attempt, index),
+                env=self._environment(results[index], progress_url),
+                log=logs[index],
+            )
+            for index in range(workers)
+        ]
+        codes = self._wait(stage)
+        self.display.stop(stage.name)
+        return self._judge(stage, codes, results, logs)
+
+    def _judge(self, stage: PlannedStage, codes: list[int], results: list[Path], logs: list[Path]) -> StageResult:
+        """Success is an artifact in the store, not exit 0 (contract 6)."""
+        read = [StageResult.read(path) for path in results]
+        if look_up(self.plan, self.store)[stage.name].state is Lookup.Found:
+            named = [r for r in read if r is not None and r.manifest_sha256]
+            return named[0] if named else StageResult(exit_class=ExitClass.Done)
+        worst = gang_class([_shell(code) for code in codes])
+        for code, result, log in zip(codes, read, logs, strict=True):
+            if worst is not ExitClass.Done and exit_class(_shell(code)) is worst:
+                said = result.message if result else f"ended with code {code}: {last_line(log)}"
+                return StageResult(exit_class=worst, message=f"{said} (log: {log})")
+        return StageResult(exit_class=ExitClass.Transient, message=f"ended without an artifact (log: {logs[0]})")
+
+    def _command(self, stage: PlannedStage, attempt: int, index: int) -> list[str]:
+        return [
+            sys.executable, "-m", "kd_runtime.cli.main", "stage", "run", "--store", self.store.uri, "--plan", self.plan.digest,
+            "--stage", stage.name, "--attempt", str(attempt), "--index", str(index), "--cache", str(self.cache),
+        ]  # fmt: skip
+
+    def _environment(self, result: Path, progress_url: str) -> dict[str, str]:
+        env = {**os.environ, "KD_RESULT_FILE": str(result), "KD_PROGRESS_URL": progress_url, "PYTHONUNBUFFERED": "1"}
+        s3 = self.plan.spec.artifacts
+        if s3.endpoint:
+            env["AWS_ENDPOINT_URL"] = s3.endpoint
+        if s3.region:
+            env["AWS_REGION"] = s3.region
+        if self._address:
+            env["KD_TEACHER_URL"], key = self._address
+            if key:
+                env["KD_TEACHER_KEY"] = key
+        return env
+
+    def _wait(self, stage: PlannedStage) -> list[int]:
+        while any(child.poll() is None for child in self._children):
+            if self._interrupted:
+                self.display.say(f"{stage.name}: stopping (it saves what it can; Ctrl-C again kills it)")
+                self._interrupted = False
+                codes = self._drain(stage)
+                self._interrupted = True
+                return codes
+            if self._teacher is not None and self._teacher.revive():
+                self.display.say(f"teacher {self._teacher.name}: died and was started again")
+            time.sleep(POLL_SECONDS)
+        return [child.returncode for child in self._children]
+
+    def _drain(self, stage: PlannedStage) -> list[int]:
+        grace = GRACE_SECONDS
+        train = self.plan.settings(stage.name).train if stage.type is StageType.Train else None
+        if train is not None:
+            grace += train.checkpoint.drain_seconds
+        for child in self._children:
+            if child.poll() is None:
+                child.terminate()
+        limit = time.monotonic() + grace
+        while (
+            any(child.poll() is None for child in self._children) and time.monotonic() < limit and not self._interrupted
+        ):
+            time.sleep(POLL_SECONDS)
+        return [end_tree(child, 0.5) for child in self._children]
+
+    # ---- teachers ------------------------------------------------------------------------------------------------------
+
+    @property
+    def _address(self) -> tuple[str, str | None] | None:
+        return self._external or ((self._teacher.url, self._teacher.key) if self._teacher else None)
+
+    def _ready_teacher(self, stage: PlannedStage) -> None:
+        """The teacher that the stage asks, ready; any other is gone."""
+        self._external = None
+        if stage.teacher is None:
+            return
+        name, teacher = teacher_named(self.plan.spec, stage.teacher)
+        if teacher.external is not None:
+            self._external = (teacher.external.base_url, api_key(teacher.external))
+            return
+        if self._teacher is not None and self._teacher.name == name:
+            return
+        self._stop_teacher()
+        assert teacher.hosted is not None
+        self._teacher = LocalTeacher(
+            name,
+            teacher_command(self.store.uri, self.plan.digest, name, self.cache),
+            self.folder.log(f"teacher-{name}"),
+            teacher.hosted.startup_timeout_seconds,
+        )
+        self.display.start("teacher", f"{name} ({teacher.hosted.engine}) is loading")
+        self._teacher.start()
+        seconds = self._teacher.wait()
+        self.display.stop("teacher")
+        self.display.say(f"[bold]{'teacher':<10}[/] ready  {name} ({teacher.hosted.engine}) after {seconds:.0f} s")
+
+    def _release_teacher(self, stage: PlannedStage) -> None:
+        """Stop the teacher unless the next stage that runs asks it too."""
+        states = look_up(self.plan, self.store)
+        names = [s.name for s in self.plan.stages]
+        later = [s for s in self.plan.stages[names.index(stage.name) + 1 :] if states[s.name].runs]
+        if self._teacher is not None and (not later or later[0].teacher != self._teacher.name):
+            self._stop_teacher()
+
+    def _stop_teacher(self) -> None:
+        if self._teacher is not None:
+            self._teacher.stop()
+            self._teacher = None
+
+    # ---- the end -------------------------------------------------------------------------------------------------------
+
+    def _stop_all(self) -> None:
+        for child in self._children:
+            end_tree(child, 2.0)
+        self._stop_teacher()
+
+    def _sleep(self, seconds: float) -> None:
+        limit = time.monotonic() + seconds
+        while time.monotonic() < limit:
+            if self._interrupted:
+                raise Interrupted("stopped; type the same command again to go on from here")
+            time.sleep(POLL_SECONDS)
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        def interrupt(number: int, frame: object) -> None:
+            if not self._children or all(child.poll() is not None for child in self._children):
+                raise Interrupted("stopped; type the same command again to go on from here")
+            self._interrupted = True
+
+        before = {n: signal.signal(n, interrupt) for n in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def _shell(code: int) -> int:
+    """A return code as a shell gives it: 128 + the signal."""
+    return 128 - code if code < 0 else code

@@ -1,0 +1,325 @@
+"""What each stage will cost: rows, tokens, bytes, memory, seconds, before anything runs.
+
+Counts come from the manifests of stages that are found; else from a sample of the dataset. Times are rules of thumb: floating
+point operations over a sustained rate of the device (a few percent to a half of its peak, by kind of work).
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import PurePosixPath
+
+from tokenizers import Tokenizer
+
+from kd_runtime.api.job import DistillationJobSpec, HostedTeacher, Precision, Profile
+from kd_runtime.artifacts.manifest import Manifest
+from kd_runtime.planning.headers import ModelHeader
+from kd_runtime.planning.plan import Plan, PlannedStage
+from kd_runtime.planning.resolve import teacher_named
+from kd_runtime.planning.sources import Source, open_model, open_source
+
+SAMPLE_BYTES = 1 << 18
+ANSWERED_SHARE = 0.35
+"""Mean length of an answer over maxTokens, where nothing is known yet."""
+TEMPLATE_TOKENS = 24
+"""Tokens that a chat template adds to a prompt, typically."""
+LOSS_CHUNK_POSITIONS = 512
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Sustained floating point operations a second of one device, by kind of work."""
+
+    generate: float
+    score: float
+    train: float
+    startup_seconds: float
+
+
+CPU = Rates(generate=0.8e11, score=3.4e11, train=1.3e11, startup_seconds=55)
+GPU = Rates(generate=4e13, score=3e14, train=3.5e14, startup_seconds=180)
+
+
+@dataclass(frozen=True)
+class StageEstimate:
+    """One stage's cost: rows and tokens out, bytes written, peak bytes of memory (of one process group), seconds."""
+
+    rows: int = 0
+    tokens: int = 0
+    bytes: int = 0
+    memory: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class RowSample:
+    """What a sample of the dataset says: rows in all, mean tokens of a prompt and of a response."""
+
+    rows: int
+    prompt_tokens: float
+    response_tokens: float
+
+
+def estimate(
+    plan: Plan, headers: Mapping[str, ModelHeader], manifests: Mapping[str, Manifest | None], sample: RowSample
+) -> dict[str, StageEstimate]:
+    """Estimates by stage name (pure). ``headers`` by model URI; ``manifests`` of the stages that are found."""
+    estimator = _Estimator(plan, headers, sample)
+    for stage in plan.stages:
+        estimator.add(stage, manifests.get(stage.name))
+    return estimator.done
+
+
+def sample_dataset(plan: Plan) -> RowSample:
+    """Read the head of the dataset's first file and its tokenizer; extrapolate by bytes.
+
+    Raises:
+        StorageError, DeniedError: what cannot be read.
+    """
+    external = plan.stage("dataset").externals["dataset"]
+    s3 = {"endpoint": plan.spec.artifacts.endpoint, "region": plan.spec.artifacts.region}
+    source = open_source(external.uri, revision=external.revision, **s3)
+    first = max(external.files, key=lambda f: f.size)
+    records, used = _head(source, first.path, first.size)
+    if not records:
+        return RowSample(0, 0.0, 0.0)
+    total = sum(f.size for f in external.files)
+    count = len(records) if used >= total else round(len(records) * total / max(used, 1))
+    encode = _tokenizer(plan)
+    fields = plan.spec.dataset.fields
+    prompts = [_text(r.get(fields.prompt or "") or r.get(fields.messages or "")) for r in records]
+    responses = [_text(r.get(fields.response or "")) for r in records]
+    n = len(records)
+    return RowSample(count, sum(map(encode, prompts)) / n + TEMPLATE_TOKENS, sum(map(encode, responses)) / n)
+
+
+def _head(source: Source, path: str, size: int) -> tuple[list[dict[str, object]], int]:
+    """Records from the head of a file, and the bytes that they stand for."""
+    kind = PurePosixPath(path).suffix
+    if kind == ".parquet":
+        return _parquet_head(source, path, size)
+    body = source.read(path, 0, min(size, SAMPLE_BYTES))
+    if kind == ".json":
+        return _json_head(source.read(path)), size
+    lines = body.split(b"\n")
+    if len(body) < size:
+        lines = lines[:-1]
+    records = []
+    for line in lines:
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(record, dict):
+            records.append(record)
+    return records, sum(len(line) + 1 for line in lines)
+
+
+def _json_head(body: bytes) -> list[dict[str, object]]:
+    try:
+        data = json.loads(body)
+    except ValueError:
+        return []
+    return [r for r in data if isinstance(r, dict)] if isinstance(data, list) else []
+
+
+def _parquet_head(source: Source, path: str, size: int) -> tuple[list[dict[str, object]], int]:
+    import pyarrow.parquet as pq
+
+    file = pq.ParquetFile(io.BytesIO(source.read(path)))
+    batch = next(file.iter_batches(batch_size=256), None)
+    records = batch.to_pylist() if batch is not None else []
+    return records, round(size * len(records) / max(file.metadata.num_rows, 1))
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False) if value else ""
+
+
+def _tokenizer(plan: Plan):  # type: ignore[no-untyped-def]
+    external = plan.stage("dataset").externals["tokenizer"]
+    s3 = {"endpoint": plan.spec.artifacts.endpoint, "region": plan.spec.artifacts.region}
+    if not any(f.path == "tokenizer.json" for f in external.files):
+        return lambda text: len(text) / 4
+    source = open_model(external.uri, revision=external.revision, **s3)
+    tokenizer = Tokenizer.from_str(source.read("tokenizer.json").decode())
+    return lambda text: len(tokenizer.encode(text, add_special_tokens=False).ids)
+
+
+class _Estimator:
+    def __init__(self, plan: Plan, headers: Mapping[str, ModelHeader], sample: RowSample):
+        self.plan, self.headers, self.sample = plan, headers, sample
+        self.done: dict[str, StageEstimate] = {}
+        self.models: dict[str, ModelHeader] = {}
+        self.prompt_tokens = sample.prompt_tokens
+
+    def add(self, stage: PlannedStage, manifest: Manifest | None) -> None:
+        guess: StageEstimate = getattr(self, f"_{stage.type.value}")(stage)
+        if manifest is not None:
+            counts = manifest.counts
+            guess = replace(
+                guess,
+                rows=counts.get("out", counts.get("rows", counts.get("done", guess.rows))),
+                tokens=counts.get("tokens", guess.tokens),
+                bytes=sum(o.size for o in manifest.objects),
+                seconds=0.0,
+            )
+        self.done[stage.name] = guess
+
+    @property
+    def spec(self) -> DistillationJobSpec:
+        return self.plan.spec
+
+    def header(self, stage: PlannedStage, role: str) -> ModelHeader | None:
+        if role in stage.inputs:
+            return self.models.get(stage.inputs[role])
+        external = stage.externals.get(role)
+        return self.headers.get(external.uri) if external else None
+
+    def _ingest(self, stage: PlannedStage) -> StageEstimate:
+        mean = self.sample.prompt_tokens + self.sample.response_tokens
+        tokens = round(self.sample.rows * mean)
+        return StageEstimate(
+            self.sample.rows, tokens, round(tokens * 6 + self.sample.rows * 120), 600 << 20, 8 + tokens / 2e5
+        )
+
+    def _prepare(self, stage: PlannedStage) -> StageEstimate:
+        header = self.header(stage, "model")
+        if header is None:
+            return StageEstimate()
+        smaller = _pruned(header, self.plan, stage)
+        self.models[stage.name] = smaller
+        return StageEstimate(
+            0, 0, smaller.weight_bytes, 2 * header.weight_bytes + (1 << 30), 25 + header.parameters / 2e7
+        )
+
+    def _generate(self, stage: PlannedStage) -> StageEstimate:
+        body = self.plan.settings(stage.name).generate
+        assert body is not None
+        before = self.done[stage.inputs["rows"]]
+        rows = before.rows * body.samples_per_prompt
+        answered = round(rows * body.sampling.max_tokens * ANSWERED_SHARE)
+        tokens = round(rows * self.prompt_tokens) + answered
+        memory, seconds = self._asked(stage, answered, "generate")
+        return StageEstimate(rows, tokens, round(tokens * 6 + rows * 160), memory, seconds)
+
+    def _capture(self, stage: PlannedStage) -> StageEstimate:
+        body = self.plan.settings(stage.name).capture
+        assert body is not None
+        before = self.done[stage.inputs["rows"]]
+        scored = before.tokens - round(before.rows * self.prompt_tokens)
+        header = self.header(stage, "teacher")
+        bits = id_bits(header.vocabulary if header else 1 << 17)
+        size = scored * position_bytes(body.profile, body.top_k, bits) + before.tokens * 4.125 + before.rows * 24
+        memory, seconds = self._asked(stage, before.tokens, "score")
+        return StageEstimate(before.rows, before.tokens, round(size), memory, seconds)
+
+    def _asked(self, stage: PlannedStage, tokens: int, work: str) -> tuple[int, float]:
+        """Memory of the teacher and seconds of its work."""
+        _, teacher = teacher_named(self.spec, stage.teacher)
+        header = self.header(stage, "teacher")
+        if teacher.hosted is None or header is None:
+            return 0, tokens / 500
+        rates, devices = _teacher_devices(teacher.hosted)
+        seconds = rates.startup_seconds + tokens * 2 * header.parameters / (getattr(rates, work) * devices)
+        return teacher_memory(header, teacher.hosted), seconds
+
+    def _train(self, stage: PlannedStage) -> StageEstimate:
+        body = self.plan.settings(stage.name).train
+        header = self.header(stage, "model")
+        assert body is not None
+        if header is None:
+            return StageEstimate()
+        self.models[stage.name] = header
+        before = self.done[stage.inputs["rows"]]
+        share = 1 - self.spec.dataset.holdout.fraction
+        epochs = body.epochs or 1
+        tokens = round(before.tokens * share * epochs)
+        if body.max_steps:
+            rows = min(body.max_steps * body.global_batch_size, max(before.rows, 1) * 1000)
+            tokens = round(before.tokens / max(before.rows, 1) * rows)
+        gpus = self._gpus(stage)
+        rates = GPU if gpus else CPU
+        backbone = header.parameters - (0 if header.tied else header.head_parameters)
+        seconds = 30 + tokens * 6 * backbone / (rates.train * max(gpus, 1))
+        memory = train_memory(
+            header, body.precision, body.micro_batch_size, body.max_length, body.gradient_checkpointing
+        )
+        return StageEstimate(round(before.rows * share * epochs), tokens, header.weight_bytes, memory, seconds)
+
+    def _gpus(self, stage: PlannedStage) -> int:
+        resources = self.plan.settings(stage.name).resources
+        return (resources.nodes or 1) * (resources.gpus_per_node or 0) if resources else 0
+
+    def _evaluate(self, stage: PlannedStage) -> StageEstimate:
+        body = self.plan.settings(stage.name).evaluate
+        header = self.header(stage, "model")
+        assert body is not None
+        if header is None:
+            return StageEstimate()
+        self.models[stage.name] = header
+        held = round(self.done["dataset"].rows * self.spec.dataset.holdout.fraction)
+        tokens = held * sum(suite.max_tokens for suite in body.suites)
+        rates = GPU if self._gpus(stage) else CPU
+        seconds = 20 + 2 * tokens * 2 * header.parameters / rates.generate
+        return StageEstimate(held, 2 * tokens, held * 4000, 2 * header.weight_bytes + (1 << 30), seconds)
+
+    def _publish(self, stage: PlannedStage) -> StageEstimate:
+        header = self.header(stage, "model")
+        body = self.plan.settings(stage.name).publish
+        size = header.weight_bytes * len(body.targets) if header and body else 0
+        return StageEstimate(0, 0, size, 300 << 20, 3 + size / 2e8)
+
+
+def _pruned(header: ModelHeader, plan: Plan, stage: PlannedStage) -> ModelHeader:
+    """The header of a model with fewer layers: parameters of a layer are those outside embeddings, by layer."""
+    prepare = plan.settings(stage.name).prepare
+    keep = prepare.prune.keep_layers if prepare and prepare.prune else header.layers
+    embeddings = header.head_parameters * (1 if header.tied else 2)
+    a_layer = (header.parameters - embeddings) // max(header.layers, 1)
+    parameters = header.parameters - a_layer * (header.layers - keep)
+    size = round(header.weight_bytes * parameters / max(header.parameters, 1))
+    return replace(header, parameters=parameters, layers=keep, weight_bytes=size)
+
+
+def id_bits(vocabulary: int) -> int:
+    """High bits of a token id beside its low 16: the smallest of 0, 1, 2, 4, 8 that fit."""
+    return next(b for b in (0, 1, 2, 4, 8) if vocabulary <= 1 << (16 + b))
+
+
+def position_bytes(profile: Profile, top_k: int, bits: int) -> float:
+    """Bytes of a scored position's planes (LOGITS.md's table)."""
+    if profile == Profile.Label:
+        return 4
+    ids = 2 * top_k + math.ceil(bits * top_k / 8)
+    values = 2 * top_k if profile == Profile.Exact else top_k + 4
+    return ids + values + 6
+
+
+def teacher_memory(header: ModelHeader, hosted: HostedTeacher) -> int:
+    """Bytes that one replica's processes need: weights at its dtype, one full-vocabulary softmax of a batch, and the rest."""
+    width = 4 if hosted.dtype == "float32" else 2
+    softmax = 8 * header.vocabulary * min(hosted.serving.max_num_batched_tokens or 2048, hosted.max_model_len or 2048)
+    return header.parameters * width + softmax + (3 << 30)
+
+
+def train_memory(
+    header: ModelHeader, precision: Precision, micro_batch: int | str, max_length: int, checkpointing: bool
+) -> int:
+    """Bytes of one rank without sharding: weights, gradients, AdamW's two moments, activations, one chunk of the loss."""
+    width = 4 if precision == Precision.fp32 else 2
+    master = 0 if precision == Precision.fp32 else 4
+    states = header.parameters * (2 * width + 8 + master)
+    rows = micro_batch if isinstance(micro_batch, int) else 1
+    a_token = header.hidden * width * (2 if checkpointing else 34) * header.layers
+    loss = LOSS_CHUNK_POSITIONS * header.vocabulary * 4 * 2 + header.head_parameters * 4
+    return states + rows * min(max_length, 2048) * a_token + loss + (600 << 20)
+
+
+def _teacher_devices(hosted: HostedTeacher) -> tuple[Rates, int]:
+    gpus = (hosted.gpus_per_replica or 0) * hosted.replicas
+    return (GPU, gpus) if gpus else (CPU, hosted.replicas)

@@ -1,0 +1,84 @@
+"""Bring an external's files onto this machine, each verified against the digest that the plan pinned."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from kd_runtime.api.failures import DataError
+from kd_runtime.artifacts.cache import Cache
+from kd_runtime.planning.digests import DigestMemory, file_sha256
+from kd_runtime.planning.plan import External, ExternalFile
+from kd_runtime.planning.sources import SourceFile, StoreSource, open_model, open_source
+
+TOKEN_PREFIX = "KD_SECRET_"
+
+
+def secret_token(secret: str | None) -> str | None:
+    """The token that ``name/key`` stands for: environment variable KD_SECRET_<NAME>_<KEY> (dashes and dots as _)."""
+    if not secret:
+        return None
+    return os.environ.get(secret_variable(secret))
+
+
+def secret_variable(secret: str) -> str:
+    """Name of the environment variable of Secret ``name/key``."""
+    return TOKEN_PREFIX + "".join(c if c.isalnum() else "_" for c in secret).upper()
+
+
+def fetch_external(
+    external: External, cache: Cache, memory: DigestMemory, *, endpoint: str | None = None, region: str | None = None
+) -> Path:
+    """A local folder that holds the external's files: its own folder for file://, else a verified copy in the cache.
+
+    Raises:
+        DataError: a file is gone or its content is not what the plan pinned.
+        StorageError, DeniedError: it cannot be read.
+    """
+    opener = open_model if external.kind in ("model", "tokenizer", "teacher") else open_source
+    source = opener(
+        external.uri, revision=external.revision, token=secret_token(external.secret), endpoint=endpoint, region=region
+    )
+    if isinstance(source, StoreSource) and source.local("") is not None:
+        return _checked_in_place(external, source, memory)
+    return _copied(external, source, cache)
+
+
+def _checked_in_place(external: External, source: StoreSource, memory: DigestMemory) -> Path:
+    there = {f.path: f for f in source.files()}
+    for wanted in external.files:
+        file = there.get(wanted.path)
+        if file is None or memory.sha256(source, file) != wanted.sha256:
+            raise _changed(external, wanted)
+    folder = source.local("")
+    assert folder is not None
+    return folder
+
+
+def _copied(external: External, source: object, cache: Cache) -> Path:
+    folder = cache.folder(external.digest)
+    if cache.is_complete(external.digest):
+        return folder
+    for wanted in external.files:
+        path = folder / wanted.path
+        if path.exists() and path.stat().st_size == wanted.size and file_sha256(path) == wanted.sha256:
+            continue
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(path.name + f".{os.getpid()}.part")
+        source.fetch(wanted.path, part)  # type: ignore[attr-defined]
+        if file_sha256(part) != wanted.sha256:
+            part.unlink()
+            raise _changed(external, wanted)
+        part.replace(path)
+    cache.complete(external.digest)
+    return folder
+
+
+def _changed(external: External, wanted: ExternalFile) -> DataError:
+    return DataError(
+        f"{external.uri.rstrip('/')}/{wanted.path}: is gone or changed since the plan was made (sha256 {wanted.sha256[:12]} expected); "
+        "plan again to take what is there now"
+    )
+
+
+__all__ = ["SourceFile", "fetch_external", "secret_token", "secret_variable"]

@@ -1,0 +1,89 @@
+"""Look a plan up in the store: what is found, what is stale, what has to run (contract 2)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+from kd_runtime.artifacts.manifest import Manifest, read_manifest
+from kd_runtime.artifacts.store import Store
+from kd_runtime.planning.inputs import consumers
+from kd_runtime.planning.plan import Plan, PlannedStage
+
+
+class Lookup(StrEnum):
+    """What looking a stage up says."""
+
+    Found = "Found"
+    ToDo = "ToDo"
+    Stale = "Stale"
+    """Its manifest was made from inputs that have other content now: moved aside and made again."""
+    NotNeeded = "NotNeeded"
+    """Absent, but every stage that would read it is found."""
+
+
+@dataclass(frozen=True)
+class StageLookup:
+    """One stage, looked up."""
+
+    state: Lookup
+    manifest: Manifest | None = None
+    why: str = ""
+
+    @property
+    def runs(self) -> bool:
+        """True where the stage has to run."""
+        return self.state in (Lookup.ToDo, Lookup.Stale)
+
+
+def look_up(plan: Plan, store: Store) -> dict[str, StageLookup]:
+    """Every stage of the plan, looked up in ``store``."""
+    manifests = {stage.name: read_manifest(store, stage.key) for stage in plan.stages}
+    return judge(plan, manifests)
+
+
+def judge(
+    plan: Plan,
+    manifests: Mapping[str, Manifest | None],
+    published: Callable[[PlannedStage, Manifest], str] | None = None,
+) -> dict[str, StageLookup]:
+    """The state of each stage, given the manifests that are there (pure).
+
+    From the last stage to the first: a stage runs if it is not found and is a last one, or one that runs reads it.
+    """
+    readers = consumers({stage.name: stage.inputs for stage in plan.stages})
+    states: dict[str, StageLookup] = {}
+    for stage in reversed(plan.stages):
+        manifest = manifests[stage.name]
+        why = _stale(plan, stage, manifests, manifest) if manifest else "not made yet"
+        if manifest and not why:
+            states[stage.name] = StageLookup(Lookup.Found, manifest)
+            continue
+        needed = not readers[stage.name] or any(states[r].runs for r in readers[stage.name])
+        if manifest:
+            states[stage.name] = StageLookup(Lookup.Stale, manifest, why)
+        else:
+            states[stage.name] = StageLookup(Lookup.ToDo if needed else Lookup.NotNeeded, None, why)
+    return {stage.name: states[stage.name] for stage in plan.stages}
+
+
+def _stale(plan: Plan, stage: PlannedStage, manifests: Mapping[str, Manifest | None], manifest: Manifest) -> str:
+    """Why the manifest no longer holds: an input whose content is another now; '' where it holds."""
+    for role, recorded in manifest.inputs.items():
+        source = stage.inputs.get(role)
+        current = manifests.get(source) if source else None
+        if current is not None and current.content_digest != recorded.content_digest:
+            return f"input {role} ({source}) has other content now"
+    targets = manifest.extra.get("targets")
+    if targets is not None:
+        wanted = [target.uri for target in _targets(plan, stage)]
+        missing = [uri for uri in wanted if uri not in targets]
+        if missing:
+            return f"not yet published to {missing[0]}"
+    return ""
+
+
+def _targets(plan: Plan, stage: PlannedStage) -> list[object]:
+    publish = plan.settings(stage.name).publish
+    return list(publish.targets) if publish else []
