@@ -55,10 +55,18 @@ class Measure(StrEnum):
     """Divergence from the teacher a position, in nats; needs logits."""
     Agreement = "Agreement"
     """Share of positions at which student and teacher have the same likeliest token; needs logits."""
+    CrossEntropy = "CrossEntropy"
+    """Mean negative log-likelihood of the responses' tokens, in nats."""
     Perplexity = "Perplexity"
-    """exp of the mean cross-entropy on the responses; needs logits."""
+    """exp of the cross-entropy."""
     ExactMatch = "ExactMatch"
     """Share of answers equal to a reference; needs a response column."""
+    Ended = "Ended"
+    """Share of answers that end by themselves."""
+    LongestRepeat = "LongestRepeat"
+    """Mean tokens of the longest stretch in which one unit follows itself back to back."""
+    AnswerTokens = "AnswerTokens"
+    """Mean tokens of an answer."""
 
 
 class GateOp(StrEnum):

@@ -30,7 +30,7 @@ def with_defaults(document: dict[str, Any], runtime: ClusterDistillationRuntime)
     spec = document.get("spec")
     if not isinstance(spec, dict):
         return document
-    defaults = runtime.spec.defaults.document()
+    defaults = runtime.spec.default_settings()
     bodies, resources = defaults.pop("stages", {}), defaults.pop("resources", {})
     merged = merge_under(spec, defaults, DistillationJobSpec)
     if isinstance(merged.get("teachers"), list):

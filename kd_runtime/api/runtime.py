@@ -43,89 +43,77 @@ SHIPPED = ("cpu", "cuda", "cuda-multinode")
 Image = Annotated[str, Field(min_length=1, max_length=512)]
 NamePattern = Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[-a-z0-9.*]+$")]
 
-if TYPE_CHECKING:
-    PartialTeacher = PartialDataset = PartialPreflight = PartialFailurePolicy = Model
-    PartialRetention = PartialScheduling = PartialResources = Model
-    PartialPrepare = PartialSynthesize = PartialGenerate = PartialCapture = Model
-    PartialTrain = PartialCompress = PartialEvaluate = PartialPublish = Model
-else:
-    PartialTeacher, PartialDataset, PartialPreflight = partial(Teacher), partial(Dataset), partial(Preflight)
-    PartialFailurePolicy, PartialRetention = partial(FailurePolicy), partial(Retention)
-    PartialScheduling, PartialResources = partial(Scheduling), partial(Resources)
-    PartialPrepare, PartialSynthesize, PartialGenerate = partial(Prepare), partial(Synthesize), partial(Generate)
-    PartialCapture, PartialTrain, PartialCompress = partial(Capture), partial(Train), partial(Compress)
-    PartialEvaluate, PartialPublish = partial(Evaluate), partial(Publish)
-
-
 class StageDefaults(Model):
     """Defaults of stages' bodies, by stage type."""
 
-    prepare: PartialPrepare | None = None
+    prepare: Prepare | None = None
     """Of prepare."""
-    synthesize: PartialSynthesize | None = None
+    synthesize: Synthesize | None = None
     """Of synthesize."""
-    generate: PartialGenerate | None = None
+    generate: Generate | None = None
     """Of generate."""
-    capture: PartialCapture | None = None
+    capture: Capture | None = None
     """Of capture."""
-    train: PartialTrain | None = None
+    train: Train | None = None
     """Of train."""
-    compress: PartialCompress | None = None
+    compress: Compress | None = None
     """Of compress."""
-    evaluate: PartialEvaluate | None = None
+    evaluate: Evaluate | None = None
     """Of evaluate."""
-    publish: PartialPublish | None = None
+    publish: Publish | None = None
     """Of publish."""
 
 
 class ResourceDefaults(Model):
     """Defaults of stages' `resources`, by stage type."""
 
-    prepare: PartialResources | None = None
+    prepare: Resources | None = None
     """Of prepare."""
-    synthesize: PartialResources | None = None
+    synthesize: Resources | None = None
     """Of synthesize."""
-    generate: PartialResources | None = None
+    generate: Resources | None = None
     """Of generate."""
-    capture: PartialResources | None = None
+    capture: Resources | None = None
     """Of capture."""
-    train: PartialResources | None = None
+    train: Resources | None = None
     """Of train."""
-    compress: PartialResources | None = None
+    compress: Resources | None = None
     """Of compress."""
-    evaluate: PartialResources | None = None
+    evaluate: Resources | None = None
     """Of evaluate."""
-    publish: PartialResources | None = None
+    publish: Resources | None = None
     """Of publish."""
 
 
 class JobDefaults(Model):
     """Settings that a job gets where it says nothing; what both leave out has the default of this reference."""
 
-    teacher: PartialTeacher | None = None
+    teacher: Teacher | None = None
     """Of `teacher`, and of each of `teachers`."""
-    dataset: PartialDataset | None = None
+    dataset: Dataset | None = None
     """Of `dataset`."""
-    preflight: PartialPreflight | None = None
+    preflight: Preflight | None = None
     """Of `preflight`."""
     stages: StageDefaults | None = None
     """Of stages' bodies."""
     resources: ResourceDefaults | None = None
     """Of stages' resources."""
-    scheduling: PartialScheduling | None = None
+    scheduling: Scheduling | None = None
     """Of `scheduling`."""
-    failure_policy: PartialFailurePolicy | None = None
+    failure_policy: FailurePolicy | None = None
     """Of `failurePolicy`."""
-    retention: PartialRetention | None = None
+    retention: Retention | None = None
     """Of `retention`."""
     active_deadline_seconds: Annotated[Seconds | None, Unkeyed] = None
     """Of `activeDeadlineSeconds`."""
     pending_deadline_seconds: Annotated[Seconds | None, Unkeyed] = None
     """Of `pendingDeadlineSeconds`."""
 
-    def document(self) -> dict[str, Any]:
-        """What is set, as a map under manifest names."""
-        return self.model_dump(mode="json", by_alias=True, exclude_none=True, exclude_unset=True)
+
+if TYPE_CHECKING:
+    PartialDefaults = JobDefaults
+else:
+    PartialDefaults = partial(JobDefaults)
 
 
 class Images(Model):
@@ -214,8 +202,12 @@ class RuntimeSpec(Model):
     """How large a job may be."""
     network: Network = Network()
     """What pods may connect to."""
-    defaults: JobDefaults = JobDefaults()
+    defaults: PartialDefaults = PartialDefaults()
     """Settings that a job gets where it says nothing."""
+
+    def default_settings(self) -> dict[str, Any]:
+        """The defaults that are set, as a map under manifest names."""
+        return self.defaults.model_dump(mode="json", by_alias=True, exclude_none=True, exclude_unset=True)
 
 
 class ClusterDistillationRuntime(Model):
