@@ -20,7 +20,7 @@ MARKERS = (
     "</think>",
 )
 """Tokens that these templates write and that the models they come from have in their vocabularies."""
-BEGIN = {"llama3": "<|begin_of_text|>", "gemma3": "<bos>"}
+BEGIN = "<bos>"
 
 
 @lru_cache
@@ -37,8 +37,7 @@ def tokenizer_with(name: str, base: Path, folder: Path) -> Path:
 
     tokenizer: Any = AutoTokenizer.from_pretrained(base)
     tokenizer.add_special_tokens({"additional_special_tokens": list(MARKERS)})
-    if name in BEGIN:
-        tokenizer.bos_token = BEGIN[name]
+    tokenizer.bos_token = BEGIN
     tokenizer.chat_template = template_text(name)
     tokenizer.save_pretrained(folder)
     return folder

@@ -83,7 +83,7 @@ class Template:
         return _one(self.prompts([messages]))
 
     def prompts(self, batch: Iterable[Sequence[Message]]) -> list[Rendered | DataError]:
-        """``prompt`` of many conversations, several times as fast; an error stands in its conversation's place."""
+        """``prompt`` of many conversations at once; an error stands in its conversation's place."""
         return self._tokenised([_tried(self._prompt_text, messages) for messages in batch], prompt_only=True)
 
     def conversation(self, messages: Sequence[Message], loss_on: LossOn, *, cut_off: bool = False) -> Rendered:
@@ -102,7 +102,7 @@ class Template:
     def conversations(
         self, batch: Sequence[Sequence[Message]], loss_on: LossOn, *, cut_off: Sequence[bool] | None = None
     ) -> list[Rendered | DataError]:
-        """``conversation`` of many at once, several times as fast; a DataError stands in its conversation's place.
+        """``conversation`` of many at once; a DataError stands in its conversation's place.
 
         ``cut_off`` has one flag a conversation.
 
