@@ -119,7 +119,7 @@ def _backpropagate(dz: Tensor, hidden: Tensor, weight: Tensor, gradients: Gradie
 
 
 def _chunk(z: Tensor, targets: Targets, settings: Settings, want_gradient: bool) -> Tensor:
-    """Values [C, len(STATS)] of the logits ``z`` [C, width], which become the gradient of the loss where it is wanted."""
+    """Values [C, len(STATS)] of the logits ``z`` [C, width], which become the loss's gradient if that is wanted."""
     slope = 1 - (z / settings.softcap) ** 2 if settings.softcap is not None and want_gradient else None
     columns = merge(targets.label_ids, targets.top_ids, targets.kd_mask)
     head, label = columns.gather(z)
@@ -156,7 +156,7 @@ def _teacher_categories(targets: Targets, columns: Columns) -> Tensor:
 
 
 def _statistics(targets: Targets, log_p: Tensor, student: Student) -> list[Tensor]:
-    """The columns of STATS after kd and ce, each [C]; what compares with the teacher is 0 where ``kd_mask`` is false."""
+    """The columns of STATS after kd and ce, each [C]; what concerns the teacher is 0 where ``kd_mask`` is false."""
     in_head = student.columns.in_head
     first = in_head & (log_p[:, :-1] == log_p[:, :1])
     agree = (torch.where(first, student.head, ABSENT) >= student.largest()[:, None]).any(1)

@@ -36,7 +36,7 @@ class Columns:
         z.scatter_(1, self.ids, value)
 
     def write_(self, z: Tensor, head: Tensor, label_outside: Tensor) -> None:
-        """Put ``head`` [C, K] into the head's columns, and ``label_outside`` [C] into the label's where it is no entry."""
+        """Put ``head`` [C, K] into the head's columns, and ``label_outside`` [C] into a label's that is no entry."""
         inside = (head * self.is_label).sum(1)
         label = torch.where(self.label_in_head, inside, label_outside)[:, None]
         z.scatter_(1, self.ids, torch.cat([torch.where(self.in_head, head, label), label], 1))

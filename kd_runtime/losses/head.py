@@ -27,7 +27,7 @@ from kd_runtime.losses.divergences import divergence as divergence_named
 
 @dataclass(frozen=True)
 class LossSums:
-    """Sums over a call's positions, detached, in float64: add them over micro-batches and ranks, then divide by counts."""
+    """Sums over a call's positions, detached, float64: add them over micro-batches and ranks, then divide by counts."""
 
     kd: Tensor
     """Sum of the divergence (times T squared) over the positions of ``kd_mask``, nats."""
@@ -100,7 +100,8 @@ class SparseKDHead(nn.Module):
         if self.logit_scale != 1:
             hidden = hidden * self.logit_scale
         settings = _sized(self.settings, hidden, self.chunk_positions)
-        loss, values = _SparseKD.apply(hidden, self.weight, self.bias, targets, settings, torch.is_grad_enabled())
+        arguments = (hidden, self.weight, self.bias, targets, settings, torch.is_grad_enabled())
+        loss, values = _SparseKD.apply(*arguments)  # type: ignore[no-untyped-call]
         return loss, _sums(values, kd_mask, ce_mask, per_position)
 
     def _targets(
@@ -170,7 +171,7 @@ class _SparseKD(torch.autograd.Function):
         return loss, values
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad_loss: Tensor, _grad_values: Tensor) -> tuple[Tensor | None, ...]:
         scaled = [
             None if gradient is None else (gradient * grad_loss).to(dtype)
@@ -181,6 +182,8 @@ class _SparseKD(torch.autograd.Function):
 
 def _parameters(lm_head: nn.Module | nn.Parameter) -> tuple[nn.Parameter, nn.Parameter | None]:
     """Weight and bias of an output head; SettingsError for one that is adapted or quantised."""
+    weight: Any
+    bias: Any
     if isinstance(lm_head, nn.Parameter):
         weight, bias = lm_head, None
     elif hasattr(lm_head, "base_layer"):

@@ -39,7 +39,7 @@ def exponentiate_(z: Tensor, largest: int, block_rows: int) -> Remainder:
     ``block_rows`` rows are treated at a time, so that on a CPU the passes over them stay in its cache.
     """
     scratch = z.new_empty(min(block_rows, len(z)), z.shape[1])
-    parts = [_exponentiate_block_(rows, scratch[: len(rows)], largest) for rows in z.split(block_rows)]
+    parts = [_exponentiate_block_(rows, scratch[: len(rows)], largest) for rows in torch.split(z, block_rows)]
     maximum, total, weighted, top = zip(*parts, strict=True)
     return Remainder(torch.cat(maximum), torch.cat(total), torch.cat(weighted), torch.cat(top) if largest else None)
 

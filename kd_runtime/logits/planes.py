@@ -1,0 +1,121 @@
+"""A shard's planes in memory: choosing and joining rows, reading a row, and what must hold of the values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kd_runtime.api.failures import DataError
+from kd_runtime.logits.packing import bitmap_bytes, join_ids, pointers, ranges, unpack_mask
+from kd_runtime.logits.spec import ShardSpec, refuse_differences
+from kd_runtime.logits.targets import RowTargets, normalise
+
+
+@dataclass(frozen=True)
+class Planes:
+    """The arrays of one shard, by plane name; dtypes and shapes are those of ``spec.planes()``."""
+
+    spec: ShardSpec
+    arrays: Mapping[str, NDArray[Any]]
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        return self.arrays[name]
+
+    @property
+    def rows(self) -> int:
+        """R."""
+        return len(self["key"])
+
+    @property
+    def tokens(self) -> int:
+        """N, over all rows."""
+        return len(self["input_ids"])
+
+    @property
+    def positions(self) -> int:
+        """P, over all rows."""
+        return len(self["lab_lp"])
+
+    def keys(self) -> Iterator[bytes]:
+        """The 16 bytes of each row's key."""
+        return (key.tobytes() for key in self["key"])
+
+    def top_ids(self, part: slice = slice(None)) -> NDArray[np.int32]:
+        """The head's ids [P, K] of some positions."""
+        high = self["top_hi"][part] if "top_hi" in self.arrays else None
+        return join_ids(self["top_lo"][part], high, self.spec.high_bits)
+
+    def mask(self, row: int) -> NDArray[np.bool_]:
+        """[tokens of the row]: which of its tokens are scored."""
+        start, stop = (int(at) for at in self["row_ptr"][row : row + 2])
+        first = int(bitmap_bytes(np.diff(self["row_ptr"][: row + 1].astype(np.int64))).sum())
+        return unpack_mask(self["scored"][first : first + (stop - start + 7) // 8], stop - start)
+
+    def row(self, row: int) -> RowTargets:
+        """The targets of one row, copied, unpacked and normalised."""
+        tokens = slice(*(int(at) for at in self["row_ptr"][row : row + 2]))
+        part = slice(*(int(at) for at in self["pos_ptr"][row : row + 2]))
+        head = self.spec.k > 0
+        top_lp, tail_lp = normalise(self["top_lp"][part], self["tail_lp"][part]) if head else (None, None)
+        return RowTargets(
+            key=self["key"][row].tobytes(),
+            input_ids=np.array(self["input_ids"][tokens]),
+            positions=np.flatnonzero(self.mask(row)),
+            top_ids=self.top_ids(part) if head else None,
+            top_lp=top_lp,
+            tail_lp=tail_lp,
+            lab_lp=self["lab_lp"][part].astype(np.float32),
+            lab_rank=np.array(self["lab_rank"][part]),
+        )
+
+    def select(self, rows: Sequence[int] | NDArray[Any]) -> Planes:
+        """The planes of ``rows`` alone, in that order."""
+        chosen = np.asarray(rows, np.int64).reshape(-1)
+        lengths = {name: np.diff(self[name].astype(np.int64)) for name in ("row_ptr", "pos_ptr")}
+        bits = bitmap_bytes(lengths["row_ptr"])
+        index = {
+            "row": chosen,
+            "token": ranges(self["row_ptr"][chosen], lengths["row_ptr"][chosen]),
+            "bitmap": ranges(pointers(bits)[chosen], bits[chosen]),
+            "position": ranges(self["pos_ptr"][chosen], lengths["pos_ptr"][chosen]),
+        }
+        return Planes(
+            self.spec,
+            {
+                plane.name: pointers(lengths[plane.name][chosen]).astype(np.uint32)
+                if plane.axis == "pointer"
+                else self[plane.name][index[plane.axis]]
+                for plane in self.spec.planes()
+            },
+        )
+
+
+def concatenate(parts: Sequence[Planes]) -> Planes:
+    """All rows of ``parts``, pointers re-based; of rows with equal keys the first is kept.
+
+    Raises DataError naming both values where the specs differ, or where there is nothing to join.
+    """
+    if not parts:
+        raise DataError("logits: there are no shards to concatenate; name at least one")
+    spec = parts[0].spec
+    for part in parts[1:]:
+        refuse_differences("logits: a shard to concatenate", spec.metadata(), part.spec.metadata())
+    joined = {}
+    for plane in spec.planes():
+        arrays = [part[plane.name] for part in parts]
+        if plane.axis == "pointer":
+            joined[plane.name] = pointers(np.concatenate([np.diff(array.astype(np.int64)) for array in arrays]))
+        else:
+            joined[plane.name] = np.concatenate(arrays)
+    limit = 1 << 32
+    for name in ("row_ptr", "pos_ptr"):
+        if joined[name][-1] >= limit:
+            raise DataError(f"logits: {joined[name][-1]} entries exceed a shard's {limit}; concatenate fewer shards")
+        joined[name] = joined[name].astype(np.uint32)
+    first = np.unique(joined["key"].view("S16")[:, 0], return_index=True)[1]
+    planes = Planes(spec, joined)
+    return planes if len(first) == planes.rows else planes.select(np.sort(first))
