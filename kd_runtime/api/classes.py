@@ -52,18 +52,18 @@ def leaves(instance: BaseModel, path: str = "") -> Iterator[tuple[str, Any, KeyC
         found = key_class(info)
         if value is None:
             continue
-        if isinstance(value, BaseModel):
+        if found is not None:
+            yield here, plain[name], found
+        elif isinstance(value, BaseModel):
             yield from leaves(value, here)
-        elif found is None and isinstance(value, tuple):
+        elif isinstance(value, tuple):
             for index, item in enumerate(value):
                 yield from leaves(item, f"{here}[{index}]")
-        elif found is None and isinstance(value, dict):
+        elif isinstance(value, dict):
             for key, item in value.items():
                 yield from leaves(item, f"{here}.{key}")
-        elif found is None:
-            raise TypeError(f"{type(instance).__name__}.{attribute} has no key class")
         else:
-            yield here, plain[name], found
+            raise TypeError(f"{type(instance).__name__}.{attribute} has no key class")
 
 
 def keyed(instance: BaseModel) -> dict[str, Any]:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from kd_runtime.api.classes import Structural, Unkeyed
+from kd_runtime.api.classes import Unkeyed
 from kd_runtime.api.data_stages import (
     Capture,
     Generate,
@@ -26,10 +25,13 @@ from kd_runtime.api.model import (
     Model,
     ModelSource,
     NameReference,
+    Rule,
     Seconds,
     SecretReference,
-    StageName,
-    StageReference,
+    at_most_one,
+    exactly_one,
+    immutable,
+    unchanged,
 )
 from kd_runtime.api.operation import (
     Artifacts,
@@ -57,6 +59,8 @@ from kd_runtime.api.outcome_stages import (
     Suite,
     Target,
 )
+from kd_runtime.api.stage import BODIES, CacheMode, Stage, StageBody, StageInputs
+from kd_runtime.api.status import JobStatus
 from kd_runtime.api.teacher import (
     Dtype,
     Engine,
@@ -169,95 +173,8 @@ __all__ = [
     "TrainMethod",
 ]
 
-StageBody = Prepare | Synthesize | Generate | Capture | Train | Compress | Evaluate | Publish
-BODIES: tuple[str, ...] = (
-    "prepare",
-    "synthesize",
-    "generate",
-    "capture",
-    "train",
-    "compress",
-    "evaluate",
-    "publish",
-)
-"""The stage types that a manifest may name."""
 SINGLE_TEACHER = "teacher"
 """What plans call the teacher of a spec that has just one."""
-
-
-class CacheMode(StrEnum):
-    """Whether an artifact that is there is used again."""
-
-    Auto = "Auto"
-    Never = "Never"
-
-
-class StageInputs(Model):
-    """Names of the earlier stages that a stage reads, where the default is not meant."""
-
-    rows: Annotated[StageReference | None, Structural] = None
-    """Rows: of generate, synthesize, or `dataset`."""
-    logits: Annotated[StageReference | None, Structural] = None
-    """Logits: of capture."""
-    model: Annotated[StageReference | None, Structural] = None
-    """A model: of prepare, train or compress."""
-
-
-class Stage(Model):
-    """One stage: a name, what it reads, and exactly one body."""
-
-    name: Annotated[StageName, Structural]
-    """A lower-case word of at most 16 letters and digits."""
-    inputs: StageInputs = StageInputs()
-    """Default: the newest earlier stage that makes what is read, else the spec's."""
-    teacher: Annotated[StageName | None, Structural] = None
-    """Which of `teachers` is asked."""
-    workers: Annotated[int, Field(ge=1, le=1024), Unkeyed] = 1
-    """Processes that share the work; generate and capture only."""
-    resources: Resources = Resources()
-    """What the stage's pods get."""
-    timeout_seconds: Annotated[Seconds | None, Unkeyed] = None
-    """A longer attempt is ended."""
-    stall_timeout_seconds: Annotated[Seconds, Unkeyed] = 1800
-    """An attempt without progress for so long is ended (exit 75)."""
-    cache: Annotated[CacheMode, Structural] = CacheMode.Auto
-    """Never makes the artifact anew for each job: the job's uid enters the key."""
-    prepare: Prepare | None = None
-    """Makes the model that training starts from."""
-    synthesize: Synthesize | None = None
-    """Makes new prompts."""
-    generate: Generate | None = None
-    """Asks the teacher for answers."""
-    capture: Capture | None = None
-    """Asks the teacher for logits."""
-    train: Train | None = None
-    """Trains the student."""
-    compress: Compress | None = None
-    """Quantises a model."""
-    evaluate: Evaluate | None = None
-    """Examines a model."""
-    publish: Publish | None = None
-    """Copies a model to where it is used."""
-
-    exclusive: ClassVar[tuple[tuple[str, ...], ...]] = (BODIES,)
-
-    @property
-    def type(self) -> str:
-        """Which body is set: `prepare`, `generate`, …"""
-        return next(name for name in BODIES if getattr(self, name) is not None)
-
-    @property
-    def body(self) -> StageBody:
-        """The body that is set."""
-        body: StageBody = getattr(self, self.type)
-        return body
-
-    @property
-    def asks_teacher(self) -> bool:
-        """True where the stage needs a running teacher."""
-        if self.train is not None:
-            return self.train.method is TrainMethod.OnPolicyKD
-        return self.type in ("synthesize", "generate", "capture")
 
 
 class Student(Model):
@@ -267,9 +184,90 @@ class Student(Model):
     """Weights, tokenizer and configuration that training starts from."""
 
 
+_OPENAI = "has({0}.external) && (!has({0}.external.protocol) || {0}.external.protocol == 'OpenAI')"
+_VLLM = "has({0}.hosted) && has({0}.hosted.engine) && {0}.hosted.engine == 'VLLM'"
+_ASKS = "(has(s.generate) || has(s.capture) || has(s.synthesize))"
+_WHITE_BOX = "(has(s.capture) || (has(s.train) && s.train.method == 'OnPolicyKD'))"
+_WHOLE_DISTRIBUTION = (
+    "(has(s.capture) && ((has(s.capture.profile) && s.capture.profile == 'Unbiased')"
+    " || (has(s.capture.entropy) && s.capture.entropy)"
+    " || (has(s.capture.temperatures) && s.capture.temperatures.exists(t, t != 1.0))))"
+)
+_SCORES = (
+    "the OpenAI protocol has no score route, so it gives no logits; use protocol KD, a hosted teacher, or no such stage"
+)
+_SEES = "engine VLLM sees no whole distribution, so no Unbiased, entropy or temperature; use engine Transformers"
+
+
+def _no_stage_of_teacher(stage: str, teacher: str, message: str) -> tuple[Rule, Rule]:
+    """The rules that no stage of the CEL condition ``stage`` asks a teacher of the condition ``teacher``."""
+    alone, one = teacher.format("self.teacher"), teacher.format("t")
+    return (
+        Rule(
+            f"!has(self.teacher) || !({alone}) || !has(self.stages) || !self.stages.exists(s, {stage})",
+            message,
+            "stages",
+        ),
+        Rule(
+            "!has(self.teachers) || !has(self.stages) || !self.stages.exists(s, has(s.teacher) && "
+            f"{stage} && self.teachers.exists(t, t.name == s.teacher && {one}))",
+            message,
+            "stages",
+        ),
+    )
+
+
 class DistillationJobSpec(Model):
     """What is made, from what, and how it is run."""
 
+    rules: ClassVar[tuple[Rule, ...]] = (
+        exactly_one("recipe", "stages"),
+        at_most_one("teacher", "teachers"),
+        Rule(
+            f"has(self.teacher) || has(self.teachers) || !has(self.stages) || !self.stages.exists(s, {_ASKS})",
+            "a stage asks a teacher, and there is none; add spec.teacher",
+            "teacher",
+        ),
+        Rule(
+            "!has(self.stages) || self.stages.all(s, self.stages.exists_one(t, t.name == s.name))",
+            "two stages have the same name; rename one",
+            "stages",
+        ),
+        Rule(
+            "!has(self.teachers) || self.teachers.all(t, self.teachers.exists_one(u, u.name == t.name))",
+            "two teachers have the same name; rename one",
+            "teachers",
+        ),
+        Rule(
+            f"!has(self.teachers) || !has(self.stages) || self.stages.all(s, !{_ASKS} || has(s.teacher))",
+            "there are several teachers, and a stage that asks does not say which; give it `teacher: NAME`",
+            "stages",
+        ),
+        Rule(
+            "!has(self.stages) || self.stages.all(s, !has(s.teacher)"
+            " || (has(self.teachers) && self.teachers.exists(t, t.name == s.teacher)))",
+            "a stage names a teacher that spec.teachers does not have; name one of them",
+            "stages",
+        ),
+        *_no_stage_of_teacher(_WHITE_BOX, _OPENAI, _SCORES),
+        *_no_stage_of_teacher(_WHOLE_DISTRIBUTION, _VLLM, _SEES),
+        *immutable(
+            "runtimeRef",
+            "teacher",
+            "teachers",
+            "student",
+            "dataset",
+            "artifacts",
+            "preflight",
+            "recipe",
+            "stages",
+            "scheduling.nodeSelector",
+            "scheduling.tolerations",
+            "failurePolicy",
+            "activeDeadlineSeconds",
+            "pendingDeadlineSeconds",
+        ),
+    )
     exclusive: ClassVar[tuple[tuple[str, ...], ...]] = (("teacher", "teachers"), ("recipe", "stages"))
 
     suspend: Annotated[bool, Unkeyed] = False
@@ -313,7 +311,17 @@ class DistillationJobSpec(Model):
 
 
 class DistillationJob(Model):
-    """A DistillationJob."""
+    """One run, from a teacher and a dataset to a published student."""
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            "!has(oldSelf.status) || !has(oldSelf.status.admittedTime) || ("
+            + unchanged("scheduling.queueName", "self.spec", "oldSelf.spec")
+            + ")",
+            "cannot change once the job is admitted; suspend the job first",
+            "spec.scheduling.queueName",
+        ),
+    )
 
     api_version: Annotated[Literal["kubedistill.io/v1alpha1"], Unkeyed] = "kubedistill.io/v1alpha1"
     """kubedistill.io/v1alpha1"""
@@ -323,3 +331,5 @@ class DistillationJob(Model):
     """Name, namespace, labels, annotations."""
     spec: DistillationJobSpec
     """What is made, from what, and how it is run."""
+    status: Annotated[JobStatus | None, Unkeyed] = None
+    """Written by the operator alone."""

@@ -58,40 +58,78 @@ class Model(BaseModel):
     """Groups of attributes of which one at most may be set: a runtime's defaults fill in only what the user chose."""
 
 
+@dataclass(frozen=True)
+class Remedy:
+    """In a field's annotation: what to do where its value is refused, if the general advice does not help."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class ListMap:
+    """In a list's annotation: its items are told apart by ``key``, so that several writers may each set theirs."""
+
+    key: str
+
+
 def exactly_one(*fields: str) -> Rule:
     """The rule that exactly one of ``fields`` is set."""
-    first, *others = (f"has(self.{field})" for field in fields)
-    if len(fields) == 2:
-        return Rule(f"{first} != {others[0]}", f"set exactly one of {' and '.join(fields)}; remove or add one")
-    alone = " || ".join(
-        "(" + " && ".join(f"{'' if field == chosen else '!'}has(self.{field})" for field in fields) + ")"
-        for chosen in fields
-    )
-    return Rule(alone, f"set exactly one of {', '.join(fields)}; remove or add one")
+    present = ", ".join(f"has(self.{field})" for field in fields)
+    cel = f"[{present}].exists_one(set, set)"
+    return Rule(cel, f"exactly one of {', '.join(fields)} must be set; add or remove one")
 
 
 def at_most_one(first: str, second: str) -> Rule:
     """The rule that ``first`` and ``second`` are not both set."""
     return Rule(
-        f"!(has(self.{first}) && has(self.{second}))", f"set at most one of {first} and {second}; remove one of them"
+        f"!has(self.{first}) || !has(self.{second})", f"{first} and {second} exclude each other; remove one", second
     )
+
+
+def immutable(*fields: str, remedy: str = "create a job under another name") -> tuple[Rule, ...]:
+    """The rules that none of ``fields`` (names, or dotted paths) changes after creation.
+
+    Field by field, since a comparison of whole specs would not say which one changed.
+    """
+    return tuple(Rule(unchanged(field), f"cannot change after creation; {remedy}", field) for field in fields)
+
+
+def unchanged(path: str, new: str = "self", old: str = "oldSelf") -> str:
+    """CEL: the field at ``path`` below ``new`` and ``old`` is absent in both, or present and equal."""
+    before, after = _present(old, path), _present(new, path)
+    return f"({after}) == ({before}) && (!({after}) || {new}.{path} == {old}.{path})"
+
+
+def _present(root: str, path: str) -> str:
+    words = path.split(".")
+    return " && ".join(f"has({root}.{'.'.join(words[: end + 1])})" for end in range(len(words)))
 
 
 STAGE_NAME = r"^[a-z][a-z0-9]{0,15}$"
 RESERVED_NAMES = "teacher|plan|dataset|y|n|on|off|yes|no|true|false"
 
-StageName = Annotated[str, Field(min_length=1, max_length=16, pattern=STAGE_NAME)]
+StageName = Annotated[
+    str,
+    Field(min_length=1, max_length=16, pattern=STAGE_NAME),
+    Remedy("use at most 16 lower-case letters and digits, a letter first"),
+]
 """A stage's or teacher's name."""
-StageReference = Annotated[str, Field(min_length=1, max_length=16, pattern=STAGE_NAME)]
+StageReference = StageName
 """The name of an earlier stage, or `dataset`."""
 ObjectName = Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")]
 """The name of a Kubernetes object."""
 Text = Annotated[str, Field(min_length=1, max_length=256)]
 LocalName = Annotated[str, Field(max_length=256)]
-Address = Annotated[str, Field(min_length=1, max_length=1024, pattern=r"^((s3|hf|pvc|file)://.+|[^:]+)$")]
+Address = Annotated[
+    str,
+    Field(min_length=1, max_length=1024, pattern=r"^((s3|hf|pvc|file)://.+|[^:]+)$"),
+    Remedy("begin with s3://, hf://, pvc:// or file://, or name a path beside the manifest"),
+]
 """s3://bucket/key, hf://owner/name, pvc://claim/path, file:///path, or a path relative to a local manifest."""
 Quantity = Annotated[
-    str, Field(min_length=1, max_length=32, pattern=r"^[0-9]+(\.[0-9]{1,9})?(m|k|Ki|M|Mi|G|Gi|T|Ti|P|Pi)?$")
+    str,
+    Field(min_length=1, max_length=32, pattern=r"^[0-9]+(\.[0-9]{1,9})?(m|k|Ki|M|Mi|G|Gi|T|Ti|P|Pi)?$"),
+    Remedy('write a Kubernetes quantity in quotes, such as "32", "500m" or "400Gi"'),
 ]
 """A Kubernetes quantity, as a string: "32", "500m", "400Gi"."""
 Seconds = Annotated[int, Field(ge=0, le=31_536_000)]

@@ -43,6 +43,7 @@ SHIPPED = ("cpu", "cuda", "cuda-multinode")
 Image = Annotated[str, Field(min_length=1, max_length=512)]
 NamePattern = Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[-a-z0-9.*]+$")]
 
+
 class StageDefaults(Model):
     """Defaults of stages' bodies, by stage type."""
 
