@@ -1,0 +1,76 @@
+"""Rows that were refused, and why: one JSON line each, beside the rows of the artifact that refused them."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+
+from kd_runtime.api.failures import StorageError
+from kd_runtime.artifacts.manifest import Manifest
+from kd_runtime.artifacts.store import Store, body_sha256
+
+REJECTS = "rejects.jsonl"
+COLUMNS = ("row", "sample", "reason", "detail", "source")
+
+
+@dataclass(frozen=True)
+class Reject:
+    """One (row, sample) that is left out: its key or ``file:line``, a reason in CamelCase, a sentence, and where it came from."""
+
+    row: str
+    sample: int
+    reason: str
+    detail: str
+    source: str = ""
+
+
+def encode_rejects(rejects: Iterable[Reject]) -> bytes:
+    """The bytes of ``rejects.jsonl``."""
+    lines = (json.dumps(asdict(r), ensure_ascii=True, sort_keys=True, separators=(",", ":")) for r in rejects)
+    return "".join(f"{line}\n" for line in lines).encode()
+
+
+def decode_rejects(body: bytes) -> list[Reject]:
+    """What ``encode_rejects`` wrote."""
+    return [Reject(**json.loads(line)) for line in body.splitlines()]
+
+
+def read_rejects(store: Store, manifest: Manifest) -> list[Reject]:
+    """The rejects of an artifact; none where it records none.
+
+    Raises:
+        StorageError: the object is damaged.
+    """
+    rejects: list[Reject] = []
+    for ref in manifest.select(REJECTS):
+        body = store.get(ref.name)
+        if body_sha256(body) != ref.sha256:
+            raise StorageError(f"{store.uri}{ref.name}: is damaged; delete the artifact and run again")
+        rejects += decode_rejects(body)
+    return rejects
+
+
+def reasons(rejects: Iterable[Reject]) -> dict[str, int]:
+    """How many for each reason, the commonest first."""
+    return dict(Counter(reject.reason for reject in rejects).most_common())
+
+
+def export_rejects(rejects: Sequence[Reject], form: str) -> str:
+    """The rejects as text: ``jsonl`` or ``csv`` (with a header).
+
+    Raises:
+        ValueError: another form.
+    """
+    if form == "jsonl":
+        return encode_rejects(rejects).decode()
+    if form != "csv":
+        raise ValueError(f"unknown form {form!r}; use jsonl or csv")
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(asdict(reject) for reject in rejects)
+    return text.getvalue()
