@@ -142,7 +142,7 @@ class SparseKDHead(nn.Module):
 
 
 class _SparseKD(torch.autograd.Function):
-    """Value and gradient in one pass: backward only scales what forward formed."""
+    """Value and gradient in one pass: backward only scales what forward formed, in place, so it runs once."""
 
     @staticmethod
     def forward(
@@ -166,17 +166,20 @@ class _SparseKD(torch.autograd.Function):
         ce = targets.ce_scale * values[:, STATS.index("ce")]
         loss = (kd.double().sum() + ce.double().sum()).to(compute)
         ctx.dtypes = (hidden.dtype, weight.dtype, None if bias is None else bias.dtype)
-        ctx.save_for_backward(gradients.hidden, gradients.weight, gradients.bias)
+        ctx.gradients = (gradients.hidden, gradients.weight, gradients.bias)
         ctx.mark_non_differentiable(values)
         return loss, values
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_loss: Tensor, _grad_values: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.gradients is None:
+            raise RuntimeError("this loss was backpropagated before: its gradients are used up; call forward again")
         scaled = [
-            None if gradient is None else (gradient * grad_loss).to(dtype)
-            for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+            None if gradient is None else gradient.mul_(grad_loss).to(dtype)
+            for gradient, dtype in zip(ctx.gradients, ctx.dtypes, strict=True)
         ]
+        ctx.gradients = None
         return (*scaled, None, None, None)
 
 
