@@ -8,13 +8,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 from kd_runtime.evaluation.scales import Scale, extent, log_ticks, nice_ticks, short
 
 WIDTH, HEIGHT = 460.0, 270.0
-LEFT, RIGHT, TOP, BOTTOM = 52.0, 14.0, 12.0, 44.0
+LEFT, RIGHT, TOP, BOTTOM = 46.0, 14.0, 28.0, 44.0
 HOVER_BANDS = 80
 MARKED_POINTS = 40
 """Lines of at most this many points get a dot at each."""
@@ -58,13 +59,12 @@ class Bar:
 
 
 @dataclass(frozen=True)
-class Dots:
-    """One line of dots: the values of every item of a group."""
+class Group:
+    """One line of a histogram: how many items of a group fall into each bin."""
 
     label: str
     color: str
-    values: Sequence[float]
-    notes: Sequence[str] = ()
+    counts: Sequence[int]
 
 
 def line_chart(series: Sequence[Series], x: Axis, y: Axis, description: str) -> Markup:
@@ -98,22 +98,15 @@ def bar_chart(bars: Sequence[Bar], axis: Axis, description: str) -> Markup:
     return _svg(Markup("").join(parts), WIDTH, height, description)
 
 
-def dot_chart(groups: Sequence[Dots], axis: Axis, description: str) -> Markup:
-    """One line of dots a group, equal values stacked upward; the axis counts from zero, by log2(1 + v) where it is logarithmic."""
-    row, top, left = 62.0, 8.0, 92.0
-    height = top + row * len(groups) + 42
-    largest = max((v for g in groups for v in g.values), default=1.0)
-    ticks = [t - 1 for t in log_ticks(1, largest + 1)] if axis.log else nice_ticks(0, largest or 1)
-    across = Scale(ticks[0], ticks[-1], left, WIDTH - RIGHT)
-    if axis.log:
-        inner = Scale(1, ticks[-1] + 1, left, WIDTH - RIGHT, log=True)
-        place: Callable[[float], float] = lambda v: inner(v + 1)  # noqa: E731 - one scale or the other
-    else:
-        place = across
-    parts = [_vertical_grid(axis, ticks, place, top, top + row * len(groups), left, WIDTH - RIGHT)]
-    for number, group in enumerate(groups):
-        parts.append(_dots(group, place, axis, top + row * number, row))
-    return _svg(Markup("").join(parts), WIDTH, height, description)
+def histogram_chart(groups: Sequence[Group], bins: Sequence[str], title: str, description: str) -> Markup:
+    """One small histogram a group over the same bins, each bar with its count; heights are shares of the group."""
+    row, top, left = 66.0, 4.0, 92.0
+    bottom = top + row * len(groups)
+    step = (WIDTH - RIGHT - left) / len(bins)
+    parts = [_histogram(group, bins, left, step, top + row * i, row) for i, group in enumerate(groups)]
+    parts += [_text(left + step * (i + 0.5), bottom + 16, name, "tick") for i, name in enumerate(bins)]
+    parts.append(_text((left + WIDTH - RIGHT) / 2, bottom + 34, title, "label"))
+    return _svg(Markup("").join(parts), WIDTH, bottom + 40, description)
 
 
 def legend(entries: Sequence[tuple[str, str]], dashed: Sequence[str] = ()) -> Markup:
@@ -144,9 +137,7 @@ def _n(value: float) -> str:
     return f"{value:.1f}".rstrip("0").rstrip(".")
 
 
-def _grid(
-    x: Axis, x_ticks: Sequence[float], across: Scale, y: Axis, y_ticks: Sequence[float], up: Scale
-) -> Markup:
+def _grid(x: Axis, x_ticks: Sequence[float], across: Scale, y: Axis, y_ticks: Sequence[float], up: Scale) -> Markup:
     parts = []
     for tick in y_ticks:
         at = up(tick)
@@ -156,11 +147,7 @@ def _grid(
         parts.append(_text(across(tick), HEIGHT - BOTTOM + 18, x.format(tick), "tick"))
     parts.append(Markup('<path class="axis" d="M{} {}H{}"/>').format(_n(LEFT), _n(HEIGHT - BOTTOM), _n(WIDTH - RIGHT)))
     parts.append(_text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 6, x.title, "label"))
-    parts.append(
-        Markup('<text class="label" text-anchor="middle" transform="translate(11 {}) rotate(-90)">{}</text>').format(
-            _n((TOP + HEIGHT - BOTTOM) / 2), y.title
-        )
-    )
+    parts.append(_text(2, 13, y.title, "label", "start"))
     return Markup("").join(parts)
 
 
@@ -169,7 +156,13 @@ def _thin(ticks: Sequence[float]) -> Sequence[float]:
 
 
 def _vertical_grid(
-    axis: Axis, ticks: Sequence[float], across: Callable[[float], float], top: float, bottom: float, left: float, right: float
+    axis: Axis,
+    ticks: Sequence[float],
+    across: Callable[[float], float],
+    top: float,
+    bottom: float,
+    left: float,
+    right: float,
 ) -> Markup:
     parts = [Markup('<path class="grid" d="M{} {}V{}"/>').format(_n(across(t)), _n(top), _n(bottom)) for t in ticks]
     parts += [_text(across(t), bottom + 16, axis.format(t), "tick") for t in _thin(ticks)]
@@ -214,7 +207,7 @@ def _hover(series: Sequence[Series], across: Scale, x: Axis, y: Axis) -> Markup:
     xs = sorted({v for s in series for v in s.xs})
     xs = xs[:: max(1, -(-len(xs) // HOVER_BANDS))]
     values = [dict(zip(s.xs, s.ys, strict=True)) for s in series]
-    edges = [LEFT, *((across(a) + across(b)) / 2 for a, b in zip(xs, xs[1:], strict=False)), WIDTH - RIGHT]
+    edges = [LEFT, *((across(a) + across(b)) / 2 for a, b in pairwise(xs)), WIDTH - RIGHT]
     parts = []
     for number, at in enumerate(xs):
         lines = [f"{x.title}: {x.format(at)}"]
@@ -253,30 +246,34 @@ def _bar(bar: Bar, axis: Axis, across: Scale, top: float, row: float) -> Markup:
 
 
 def _bar_title(bar: Bar, axis: Axis) -> str:
-    between = f" ({axis.format(bar.low)} to {axis.format(bar.high)})" if bar.low is not None and bar.high is not None else ""
+    between = (
+        f" ({axis.format(bar.low)} to {axis.format(bar.high)})" if bar.low is not None and bar.high is not None else ""
+    )
     return f"{bar.label}: {axis.format(bar.value)}{between}{' · ' + bar.note if bar.note else ''}"
 
 
-def _dots(group: Dots, place: Callable[[float], float], axis: Axis, top: float, row: float) -> Markup:
-    floor = top + row - 8
+def _histogram(group: Group, bins: Sequence[str], left: float, step: float, top: float, row: float) -> Markup:
+    floor, total = top + row - 4, max(sum(group.counts), 1)
     parts = [
-        _text(84, floor - 8, group.label, "name", "end"),
-        Markup('<path class="axis" d="M92 {}H{}"/>').format(_n(floor), _n(WIDTH - RIGHT)),
+        _text(left - 8, floor - 6, group.label, "name", "end"),
+        Markup('<path class="axis" d="M{} {}H{}"/>').format(_n(left), _n(floor), _n(left + step * len(bins))),
     ]
-    columns: dict[int, int] = {}
-    size = 3.0
-    deepest = max((sum(1 for v in group.values if round(place(v) / 6) == c) for c in {round(place(v) / 6) for v in group.values}), default=1)
-    rise = min(2 * size, (row - 16) / deepest)
-    for number, value in enumerate(group.values):
-        column = round(place(value) / 6)
-        level = columns.get(column, 0)
-        columns[column] = level + 1
-        note = group.notes[number] if number < len(group.notes) else ""
+    for number, (name, count) in enumerate(zip(bins, group.counts, strict=True)):
+        if not count:
+            continue
+        height = max(count / total * (row - 24), 1.5)
+        x = left + step * number + step * 0.14
         parts.append(
-            Markup('<circle class="mote c-{}" cx="{}" cy="{}" r="{}"><title>{}</title></circle>').format(
-                group.color, _n(column * 6.0), _n(floor - size - 1 - level * rise), size, f"{axis.format(value)} {note}".strip()
+            Markup('<rect class="bar c-{}" x="{}" y="{}" width="{}" height="{}"><title>{}</title></rect>').format(
+                group.color,
+                _n(x),
+                _n(floor - height),
+                _n(step * 0.72),
+                _n(height),
+                f"{group.label}, {name}: {count} of {total}",
             )
         )
+        parts.append(_text(left + step * (number + 0.5), floor - height - 4, str(count), "value"))
     return Markup("").join(parts)
 
 
@@ -287,6 +284,3 @@ def inline_bar(share: float, color: str = "neutral") -> Markup:
         '<svg class="inline-bar" viewBox="0 0 100 8" preserveAspectRatio="none" aria-hidden="true">'
         '<rect class="track" width="100" height="8"/><rect class="bar c-{}" width="{}" height="8"/></svg>'
     ).format(color, _n(100 * filled))
-
-
-__all__ = ["Axis", "Bar", "Dots", "Markup", "Series", "bar_chart", "dot_chart", "escape", "inline_bar", "legend", "line_chart"]

@@ -87,9 +87,7 @@ def _interval(positions: Positions, values: Floats, measured: npt.NDArray[np.boo
     return [interval.value, interval.low, interval.high]
 
 
-def prompt_sums(
-    prompt: npt.NDArray[np.int64], values: Floats, weight: Floats, prompts: int | None = None
-) -> Floats:
+def prompt_sums(prompt: npt.NDArray[np.int64], values: Floats, weight: Floats, prompts: int | None = None) -> Floats:
     """[N, 2]: for each prompt the weighted sum of ``values`` and the sum of weights; NaN values count as not measured."""
     size = prompts if prompts is not None else int(prompt.max(initial=-1)) + 1
     seen = np.isfinite(values)

@@ -11,7 +11,6 @@ from kd_runtime.api.result import GateOutcome
 from kd_runtime.evaluation.bootstrap import RESAMPLES, Bootstrap
 from kd_runtime.evaluation.scores import Items, Score, Who, change_bootstrap, gap_bootstrap, score_bootstrap
 
-
 NEEDS: dict[GateMetric, tuple[Who, ...]] = {
     GateMetric.value: (Who.Student,),
     GateMetric.change: (Who.Student, Who.Baseline),

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from markupsafe import Markup
 
-NODE_WIDTH, NODE_HEIGHT = 176.0, 62.0
+NODE_WIDTH, NODE_HEIGHT = 192.0, 62.0
 PASS_WIDTH = 20.0
 """Room left for an edge that passes through a layer."""
 GAP_X, GAP_Y, MARGIN = 22.0, 38.0, 8.0
@@ -66,7 +67,7 @@ def lay_out(nodes: Sequence[Node], edges: Sequence[Edge]) -> Layout:
     for node in nodes:
         rows[depth[node.id]].append(node.id)
     chains = _chains(edges, depth, rows)
-    links = [(a, b) for chain in chains.values() for a, b in zip(chain, chain[1:], strict=False)]
+    links = [(a, b) for chain in chains.values() for a, b in pairwise(chain)]
     _order(rows, links)
     centres = _place(rows, links)
     width = max((x + _half(name) for name, (x, _) in centres.items()), default=0) + MARGIN
@@ -75,9 +76,7 @@ def lay_out(nodes: Sequence[Node], edges: Sequence[Edge]) -> Layout:
     return Layout({n.id: centres[n.id] for n in nodes}, routes, width, height)
 
 
-def _chains(
-    edges: Sequence[Edge], depth: Mapping[str, int], rows: list[list[str]]
-) -> dict[tuple[str, str], list[str]]:
+def _chains(edges: Sequence[Edge], depth: Mapping[str, int], rows: list[list[str]]) -> dict[tuple[str, str], list[str]]:
     """Each edge as a chain of names, one a layer; the names between are made up and put into ``rows``."""
     chains: dict[tuple[str, str], list[str]] = {}
     for edge in edges:
@@ -106,7 +105,7 @@ def _order(rows: list[list[str]], links: Sequence[tuple[str, str]]) -> None:
         near = above if sweep % 2 == 0 else below
         for row in rows if sweep % 2 == 0 else reversed(rows):
             place = {name: i / max(len(r) - 1, 1) for r in rows for i, name in enumerate(r)}
-            row.sort(key=lambda name: _mean([place[n] for n in near.get(name, [])], place[name]))  # noqa: B023
+            row.sort(key=lambda name: _mean([place[n] for n in near.get(name, [])], place[name]))
 
 
 def _mean(values: Sequence[float], default: float) -> float:
@@ -155,7 +154,10 @@ def draw(nodes: Sequence[Node], edges: Sequence[Edge], description: str) -> Mark
     for edge in edges:
         roles.setdefault((edge.source, edge.target), []).append(edge.label)
     titles = {node.id: node.title for node in nodes}
-    parts = [_edge(route, f"{titles[pair[0]]} is {', '.join(roles[pair])} of {titles[pair[1]]}") for pair, route in layout.routes.items()]
+    parts = [
+        _edge(route, f"{titles[pair[0]]} is {', '.join(roles[pair])} of {titles[pair[1]]}")
+        for pair, route in layout.routes.items()
+    ]
     parts += [_node(node, *layout.centres[node.id]) for node in nodes]
     return Markup(
         '<svg viewBox="0 0 {} {}" style="--natural:{}px" class="graph" role="img" aria-label="{}">'
@@ -183,17 +185,27 @@ def _edge(route: Sequence[tuple[float, float]], title: str) -> Markup:
 
 def _node(node: Node, x: float, y: float) -> Markup:
     left, top = x - NODE_WIDTH / 2, y - NODE_HEIGHT / 2
-    texts = [Markup('<text x="{}" y="{}" class="node-title">{}</text>').format(f"{left + 10:.1f}", f"{top + 19:.1f}", _fit(node.title, 22))]
+    texts = [
+        Markup('<text x="{}" y="{}" class="node-title">{}</text>').format(
+            f"{left + 10:.1f}", f"{top + 19:.1f}", _fit(node.title, 23)
+        )
+    ]
     texts += [
         Markup('<text x="{}" y="{}" class="node-line">{}</text>').format(
-            f"{left + 10:.1f}", f"{top + 36 + 15 * i:.1f}", _fit(line, 25)
+            f"{left + 10:.1f}", f"{top + 36 + 15 * i:.1f}", _fit(line, 29)
         )
         for i, line in enumerate(node.lines[:2])
     ]
     return Markup(
         '<g class="node {}"><title>{}</title><rect x="{}" y="{}" width="{}" height="{}" rx="7"/>{}</g>'
     ).format(
-        node.kind, node.tooltip or node.title, f"{left:.1f}", f"{top:.1f}", f"{NODE_WIDTH:g}", f"{NODE_HEIGHT:g}", Markup("").join(texts)
+        node.kind,
+        node.tooltip or node.title,
+        f"{left:.1f}",
+        f"{top:.1f}",
+        f"{NODE_WIDTH:g}",
+        f"{NODE_HEIGHT:g}",
+        Markup("").join(texts),
     )
 
 
@@ -202,4 +214,4 @@ def _fit(text: str, characters: int) -> str:
     if len(text) <= characters:
         return text
     head = (characters - 1) // 2
-    return f"{text[:head]}…{text[-(characters - 1 - head):]}"
+    return f"{text[:head]}…{text[-(characters - 1 - head) :]}"

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from kd_runtime.artifacts.manifest import Manifest
-from kd_runtime.artifacts.rows import read_rejects
+from kd_runtime.artifacts.rejects import Reject, read_rejects, reasons
 from kd_runtime.evaluation.graph import Edge, Node
-from kd_runtime.evaluation.scales import byte_size
 from kd_runtime.evaluation.sources import Sources, external_place, short_digest, short_uri
 from kd_runtime.planning.plan import External, PlannedStage, StageType
 
 EXAMPLES = 3
-LEFT_OUT = {
-    "rejected": "rejected",
-    "truncated": "truncated answers, left out of training",
-    "missing": "without teacher logits",
-    "leftOut": "left out of training",
+TRAIN_LEFT_OUT = {
+    "truncated": "answer cut off at maxTokens, left out of training",
+    "rejected": "rejected when the teacher scored it",
+    "withoutTarget": "no scored token within maxLength",
 }
-"""Counts of a stage that stand for rows that do not reach the next one, with what the report says."""
+"""Counts of a train stage that stand for rows it leaves out, with what the report says."""
 
 
 @dataclass(frozen=True)
@@ -63,34 +60,34 @@ def row_losses(sources: Sources) -> list[StageRows]:
     return [
         _stage_rows(sources, stage, manifest)
         for stage, manifest in sources.done()
-        if stage.type not in (StageType.Publish, StageType.Evaluate) and {"in", "rejected", "rows"} & manifest.counts.keys()
+        if stage.type not in (StageType.Publish, StageType.Evaluate) and "in" in manifest.counts
     ]
 
 
 def _stage_rows(sources: Sources, stage: PlannedStage, manifest: Manifest) -> StageRows:
     counts = manifest.counts
     losses = _rejects(sources, manifest)
-    losses += [
-        Loss(text, counts[name]) for name, text in LEFT_OUT.items() if counts.get(name) and not (name == "rejected" and losses)
-    ]
-    came = counts.get("in", counts.get("rows"))
-    return StageRows(stage.name, stage.type, came, counts.get("done"), counts.get("rejected"), counts.get("out"), tuple(losses))
+    if stage.type is StageType.Train:
+        losses += [Loss(text, counts[name]) for name, text in TRAIN_LEFT_OUT.items() if counts.get(name)]
+    elif counts.get("rejected") and not losses:
+        losses = [Loss("rejected", counts["rejected"])]
+    rejected = counts.get("leftOut") if stage.type is StageType.Train else counts.get("rejected")
+    out = counts.get("out", counts.get("done"))
+    return StageRows(stage.name, stage.type, counts["in"], counts.get("done"), rejected, out, tuple(losses))
 
 
 def _rejects(sources: Sources, manifest: Manifest) -> list[Loss]:
     """Rejected rows by reason, the commonest first."""
     if not sources.has(manifest, "rejects.jsonl"):
         return []
-    rejects = list(read_rejects(sources.store, manifest))
-    reasons = Counter(reject.reason for reject in rejects)
-    return [
-        Loss(
-            reason,
-            number,
-            tuple(f"{r.source or r.row}: {r.detail}" if r.detail else (r.source or r.row) for r in rejects if r.reason == reason)[:EXAMPLES],
-        )
-        for reason, number in reasons.most_common()
-    ]
+    rejects = read_rejects(sources.store, manifest)
+    return [Loss(reason, number, _examples(rejects, reason)) for reason, number in reasons(rejects).items()]
+
+
+def _examples(rejects: Sequence[Reject], reason: str) -> tuple[str, ...]:
+    """A few rejects of one reason: where they came from, and what was wrong."""
+    few = [r for r in rejects if r.reason == reason][:EXAMPLES]
+    return tuple(f"{r.source or r.row}: {r.detail}" if r.detail else r.source or r.row for r in few)
 
 
 def stage_costs(sources: Sources) -> list[StageCost]:
@@ -130,11 +127,10 @@ def lineage_graph(sources: Sources) -> tuple[list[Node], list[Edge]]:
 
 
 def _external_node(roles: str, external: External) -> Node:
-    size = f" · {byte_size(external.size)}" if external.size else ""
     return Node(
         external_place(external),
         short_uri(external.uri),
-        (f"{roles}{size}", f"sha256 {short_digest(external.digest)}"),
+        (roles, f"sha256 {short_digest(external.digest)}"),
         "external",
         f"{external.uri}\nrevision {external.revision or '–'}\ndigest {external.digest}",
     )

@@ -73,7 +73,9 @@ def _head(sources: Sources) -> dict[str, object]:
         "digest": plan.digest,
         "runtime": plan.runtime,
         "student": short_uri(student.model.uri) if student else "",
-        "teachers": ", ".join(sorted({short_uri(s.externals["teacher"].uri) for s in plan.stages if "teacher" in s.externals})),
+        "teachers": ", ".join(
+            sorted({short_uri(s.externals["teacher"].uri) for s in plan.stages if "teacher" in s.externals})
+        ),
         "created": created[:16].replace("T", " "),
         "made": len(sources.manifests),
         "stages": len(plan.stages),

@@ -25,13 +25,13 @@ class Scale:
 
 
 def nice_ticks(low: float, high: float, wanted: int = 5) -> list[float]:
-    """Round numbers (1, 2, 2.5 or 5 times a power of ten apart) that cover ``low``..``high``: first <= low, last >= high."""
+    """Round numbers (1, 2 or 5 times a power of ten apart) that cover ``low``..``high``: first <= low, last >= high."""
     if not high > low:
         pad = abs(low) * 0.1 or 1.0
         low, high = low - pad, high + pad
     rough = (high - low) / wanted
     power = 10.0 ** math.floor(math.log10(rough))
-    step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= rough * 0.999999)
+    step = next(m * power for m in (1, 2, 5, 10) if m * power >= rough * 0.999999)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [round(i * step, 12) for i in range(first, last + 1)]
 
@@ -67,10 +67,10 @@ def short(value: float) -> str:
 
 
 def percent(value: float) -> str:
-    """A share as per cent: 72 %, 3.9 %."""
+    """A share as per cent with a narrow space that does not break: 72 %, 3.9 %."""
     if not math.isfinite(value):
         return "–"
-    return f"{100 * value:.0f} %" if abs(value) >= 0.0995 or value == 0 else f"{100 * value:.1f} %"
+    return f"{100 * value:.0f}\u202f%" if abs(value) >= 0.0995 or value == 0 else f"{100 * value:.1f}\u202f%"
 
 
 def byte_size(value: float) -> str:

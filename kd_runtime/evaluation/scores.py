@@ -80,7 +80,11 @@ SCORES: dict[Score, ScoreInfo] = {
         "Share of answers equal to one of the dataset's references, white space at the ends and runs of it aside.",
     ),
     Score.Ended: ScoreInfo(
-        "Answers that end", "share", True, "answers", "Share of answers that end by themselves within the tokens allowed."
+        "Answers that end",
+        "share",
+        True,
+        "answers",
+        "Share of answers that end by themselves within the tokens allowed.",
     ),
     Score.LongestRepeat: ScoreInfo(
         "Longest repeat",

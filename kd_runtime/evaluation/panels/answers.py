@@ -7,7 +7,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from kd_runtime.evaluation.charts import Axis, Bar, Dots, bar_chart, dot_chart
+from kd_runtime.evaluation.charts import Axis, Bar, Group, bar_chart, histogram_chart
 from kd_runtime.evaluation.panels.panel import WHO_TITLES, Figure, Panel, Table, absent
 from kd_runtime.evaluation.panels.scores import Exam
 from kd_runtime.evaluation.scales import percent, short
@@ -34,14 +34,22 @@ def answer_records(sources: Sources) -> list[dict[str, Any]]:
 def answers_panel(sources: Sources, records: Records) -> Panel:
     """Answers side by side: a few at once, the others folded."""
     if not records:
-        why = sources.why_absent(StageType.Evaluate) if not sources.done(StageType.Evaluate) else "no held-out prompt was answered"
+        why = (
+            sources.why_absent(StageType.Evaluate)
+            if not sources.done(StageType.Evaluate)
+            else "no held-out prompt was answered"
+        )
         return absent("answers", "Answers side by side", why)
     shown = [_example(number, record) for number, record in enumerate(records[:SHOWN_AT_MOST], 1)]
     names = [WHO_TITLES[who].lower() for who in WHO_TITLES if any(r.get(who) for r in records)]
     lead = f"Held-out prompts, answered greedily by the student before and after training. Shown: {', '.join(names)}."
     if "teacher" not in names:
         lead += " The teacher's answers are not among this evaluation's inputs."
-    content = {"first": shown[:SHOWN_FIRST], "rest": shown[SHOWN_FIRST:], "left_out": max(0, len(records) - SHOWN_AT_MOST)}
+    content = {
+        "first": shown[:SHOWN_FIRST],
+        "rest": shown[SHOWN_FIRST:],
+        "left_out": max(0, len(records) - SHOWN_AT_MOST),
+    }
     return Panel("answers", "Answers side by side", "answers", content, lead=lead)
 
 
@@ -79,7 +87,8 @@ def _cut(text: str) -> str:
 def endings_panel(sources: Sources, exams: Sequence[Exam], records: Records) -> Panel:
     """Share of answers that end, and the longest repeat of each answer, for the three models."""
     if not exams or not records:
-        return absent("endings", "Endings and repeats", sources.why_absent(StageType.Evaluate) if not exams else "no held-out prompt was answered")
+        why = "no held-out prompt was answered" if exams else sources.why_absent(StageType.Evaluate)
+        return absent("endings", "Endings and repeats", why)
     figures = [_ended(exams[-1]), _repeats(records)]
     lead = (
         "An answer ends if the model itself stops it within the tokens allowed. A repeat is a stretch in which one unit of "
@@ -100,25 +109,37 @@ def _ended(exam: Exam) -> Figure:
 
 
 def _repeats(records: Records) -> Figure:
-    groups = [
-        Dots(
-            title,
-            who,
-            [float(r[who]["repeat"]["length"]) for r in records if r.get(who)],
-            [f"tokens, prompt {i}" for i, r in enumerate(records, 1) if r.get(who)],
-        )
+    groups = {title: _lengths(records, who) for who, title in WHO_TITLES.items()}
+    edges = repeat_bins(max((max(lengths) for lengths in groups.values() if lengths), default=0))
+    names = ["none", *(f"{low}–{high}" for low, high in edges[1:])]
+    bars = [
+        Group(title, who, [sum(1 for n in groups[title] if low <= n <= high) for low, high in edges])
         for who, title in WHO_TITLES.items()
-        if any(r.get(who) for r in records)
+        if groups[title]
     ]
-    spoken = "Longest repeat of each answer, in tokens: " + ", ".join(f"{g.label} up to {max(g.values):.0f}" for g in groups)
-    chart = dot_chart(groups, Axis("longest repeat, tokens (one dot an answer)", lambda v: f"{v:.0f}", log=True), spoken)
-    return Figure("Longest repeat of each answer", chart)
+    spoken = "Longest repeat of each answer: " + ", ".join(f"{t} up to {max(n)} tokens" for t, n in groups.items() if n)
+    chart = histogram_chart(bars, names, "longest repeat of an answer, tokens", spoken)
+    return Figure("Longest repeat of each answer", chart, note="Numbers over the bars count answers.")
+
+
+def repeat_bins(largest: int) -> list[tuple[int, int]]:
+    """Bins 0 (nothing repeated), 2-3, 4-7, 8-15, … up to ``largest``; a repeat has at least two tokens."""
+    edges, low = [(0, 1)], 2
+    while low <= max(largest, 15):
+        edges.append((low, 2 * low - 1))
+        low *= 2
+    return edges
+
+
+def _lengths(records: Records, who: str) -> list[int]:
+    """The longest repeat of each of a model's answers, ascending."""
+    return sorted(int(r[who]["repeat"]["length"]) for r in records if r.get(who))
 
 
 def _ending_table(exam: Exam, records: Records) -> Table:
     rows: list[list[str | Markup]] = []
     for who, title in WHO_TITLES.items():
-        lengths = sorted(r[who]["repeat"]["length"] for r in records if r.get(who))
+        lengths = _lengths(records, who)
         ended, tokens = exam.score(Score.Ended, who), exam.score(Score.AnswerTokens, who)
         if not lengths or ended is None or tokens is None:
             rows.append([title, "–", "–", "–", "–", "–"])
@@ -134,5 +155,12 @@ def _ending_table(exam: Exam, records: Records) -> Table:
                 str(looping),
             ]
         )
-    heads = ("Model", "Answers that end", "Mean tokens", "Median longest repeat", "Largest repeat", f"Repeats of {LOOP_TOKENS}+ tokens")
-    return Table("Endings and repeats", heads, rows, frozenset({1, 2, 3, 4, 5}))
+    heads = (
+        "Model",
+        "Answers that end",
+        "Mean tokens",
+        "Median longest repeat",
+        "Largest repeat",
+        f"Repeats of {LOOP_TOKENS}+ tokens",
+    )
+    return Table("Endings and repeats", heads, rows, frozenset({1, 2, 3, 4, 5}), caption_shown=False)

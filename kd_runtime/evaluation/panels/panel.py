@@ -29,6 +29,10 @@ class Table:
     rows: Sequence[Sequence[str | Markup]]
     numeric: frozenset[int] = frozenset()
     """Columns that are aligned to the right."""
+    wide: frozenset[int] = frozenset()
+    """Columns of long text, which may break anywhere."""
+    caption_shown: bool = True
+    """False where the panel's title says the same: the caption is then for screen readers alone."""
 
 
 @dataclass(frozen=True)

@@ -46,15 +46,29 @@ def _stage_table(sources: Sources) -> Table:
                 manifest.created[:19].replace("T", " ") if manifest else "–",
             ]
         )
-    return Table("Artifacts", ("Stage", "Type", "Made from", "Key", "Content digest", "Made at (UTC)"), rows)
+    return Table(
+        "Artifacts", ("Stage", "Type", "Made from", "Key", "Content digest", "Made at (UTC)"), rows, wide=frozenset({2})
+    )
 
 
 def _external_table(sources: Sources) -> Table:
     rows: list[list[Cell]] = [
-        [roles, external.uri, external.revision or "–", byte_size(external.size) if external.size else "–", _digest(external.digest)]
+        [
+            roles,
+            external.uri,
+            external.revision or "–",
+            byte_size(external.size) if external.size else "–",
+            _digest(external.digest),
+        ]
         for roles, external in sources.externals()
     ]
-    return Table("From outside the store", ("Role", "Address", "Revision", "Size", "Digest"), rows, frozenset({3}))
+    return Table(
+        "From outside the store",
+        ("Role", "Address", "Revision", "Size", "Digest"),
+        rows,
+        frozenset({3}),
+        frozenset({1, 2}),
+    )
 
 
 def _digest(value: str) -> Markup:
@@ -75,11 +89,13 @@ def rows_panel(sources: Sources) -> Panel:
     content = {
         "flow": Table(
             "Rows by stage (pairs of row and sample where a stage samples)",
-            ("Stage", "Type", "In", "Done", "Rejected", "Out"),
+            ("Stage", "Type", "In", "Done", "Rejected or left out", "Out"),
             rows,
             frozenset({2, 3, 4, 5}),
         ),
-        "reasons": Table("Reasons", ("Stage", "Reason", "Rows", "For example"), reasons, frozenset({2})) if reasons else None,
+        "reasons": Table("Reasons", ("Stage", "Reason", "Rows", "For example"), reasons, frozenset({2}))
+        if reasons
+        else None,
         "lost": sum(loss.rows for s in stages for loss in s.losses),
     }
     return Panel("rows", "Rows lost and why", "rows", content)
@@ -93,7 +109,9 @@ def _rejected(stage: StageRows) -> Cell:
     if stage.rejected is None or not stage.came:
         return "–"
     share = stage.rejected / stage.came
-    return Markup("{} <small>{}</small>").format(_count(stage.rejected), f"{100 * share:.1f} %" if stage.rejected else "")
+    return Markup("{} <small>{}</small>").format(
+        _count(stage.rejected), f"{100 * share:.1f} %" if stage.rejected else ""
+    )
 
 
 def _examples(examples: tuple[str, ...]) -> Cell:
@@ -153,11 +171,15 @@ def settings_panel(sources: Sources) -> Panel:
             "name": stage.name,
             "type": str(stage.type),
             "keyed": flat(stage.keyed),
-            "recorded": flat(sources.manifests[stage.name].recorded if stage.name in sources.manifests else stage.recorded),
+            "recorded": flat(
+                sources.manifests[stage.name].recorded if stage.name in sources.manifests else stage.recorded
+            ),
         }
         for stage in sources.plan.stages
     ]
-    lead = "Settings on the left are part of a stage's key; those on the right are recorded, and change nothing but speed."
+    lead = (
+        "Settings on the left are part of a stage's key; those on the right are recorded, and change nothing but speed."
+    )
     return Panel("settings", "Settings", "settings", {"stages": stages}, lead=lead)
 
 

@@ -19,7 +19,15 @@ from kd_runtime.evaluation.sources import Sources
 from kd_runtime.planning.plan import StageType
 
 DOCUMENT, ITEMS = "evaluation.json", "items.jsonl"
-SHOWN = (Score.KL, Score.Agreement, Score.CrossEntropy, Score.Perplexity, Score.ExactMatch, Score.Ended, Score.AnswerTokens)
+SHOWN = (
+    Score.KL,
+    Score.Agreement,
+    Score.CrossEntropy,
+    Score.Perplexity,
+    Score.ExactMatch,
+    Score.Ended,
+    Score.AnswerTokens,
+)
 
 
 @dataclass(frozen=True)
@@ -43,7 +51,9 @@ class Exam:
 
 def exams(sources: Sources) -> list[Exam]:
     """Every evaluate stage that has an artifact, in the plan's order."""
-    return [_exam(sources, stage.name, sources.document(m, DOCUMENT), m) for stage, m in sources.done(StageType.Evaluate)]
+    return [
+        _exam(sources, stage.name, sources.document(m, DOCUMENT), m) for stage, m in sources.done(StageType.Evaluate)
+    ]
 
 
 def _exam(sources: Sources, name: str, document: dict[str, Any], manifest: Any) -> Exam:
@@ -178,7 +188,7 @@ def _score_table(exam: Exam, several: bool) -> Table:
             rows.append([_named(score), *(c or Markup('<span class="none">–</span>') for c in cells), _gap_cell(gap)])
     caption = f"Scores of stage {exam.stage}" if several else "Scores"
     heads = ("Score", "Trained", "Untrained", "Teacher", "Gap recovered")
-    return Table(caption, heads, rows, frozenset({1, 2, 3, 4}))
+    return Table(caption, heads, rows, frozenset({1, 2, 3, 4}), caption_shown=several)
 
 
 def _named(score: Score) -> Markup:
@@ -203,7 +213,9 @@ def _cell(exam: Exam, score: Score, who: str) -> Markup | None:
 def _gap_cell(gap: dict[str, Any] | None) -> Markup:
     if gap is None:
         return Markup('<span class="none">–</span>')
-    return Markup('{} <small class="range">{} – {}</small>').format(percent(gap["value"]), percent(gap["low"]), percent(gap["high"]))
+    return Markup('{} <small class="range">{} – {}</small>').format(
+        percent(gap["value"]), percent(gap["low"]), percent(gap["high"])
+    )
 
 
 def position_panel(sources: Sources, exams: Sequence[Exam]) -> Panel:
@@ -236,13 +248,21 @@ def _by_position(exam: Exam, score: Score, title: str) -> Figure | None:
         return None
     write = percent if score is Score.Agreement else short
     unit = "share of positions" if score is Score.Agreement else "nats a position"
-    table = _position_table(title, bins, score, [w for w in ("student", "baseline") if any(f"{score}.{w}" in b for b in bins)])
+    table = _position_table(
+        title, bins, score, [w for w in ("student", "baseline") if any(f"{score}.{w}" in b for b in bins)]
+    )
     first, last = series[-1].ys[0], series[-1].ys[-1]
     spoken = f"{title}: the trained model has {write(first)} at the first position and {write(last)} at the last ones."
     axis = Axis("position in the answer", lambda v: f"{v:.0f}", log=True)
     chart = line_chart(series, axis, Axis(unit, write, cover=(0.0,)), spoken)
     entries = [(s.label, s.color) for s in reversed(series)]
-    return Figure(title, chart, legend(entries, [s.label for s in series if s.dashed]), spoken.partition(": ")[2].capitalize(), table)
+    return Figure(
+        title,
+        chart,
+        legend(entries, [s.label for s in series if s.dashed]),
+        spoken.partition(": ")[2].capitalize(),
+        table,
+    )
 
 
 def _position_table(title: str, bins: Sequence[dict[str, Any]], score: Score, whos: Sequence[str]) -> Table:
@@ -252,6 +272,15 @@ def _position_table(title: str, bins: Sequence[dict[str, Any]], score: Score, wh
         row: list[str | Markup] = [str(first) if first == last else f"{first}–{last}", str(entry["positions"])]
         for who in whos:
             value = entry.get(f"{score}.{who}")
-            row.append("–" if value is None else f"{number(score, value[0])} ({number(score, value[1])} – {number(score, value[2])})")
+            row.append(
+                "–"
+                if value is None
+                else f"{number(score, value[0])} ({number(score, value[1])} – {number(score, value[2])})"
+            )
         rows.append(row)
-    return Table(f"{title}: values", ("Position", "Positions counted", *(WHO_TITLES[w] for w in whos)), rows, frozenset({1, 2, 3}))
+    return Table(
+        f"{title}: values",
+        ("Position", "Positions counted", *(WHO_TITLES[w] for w in whos)),
+        rows,
+        frozenset({1, 2, 3}),
+    )

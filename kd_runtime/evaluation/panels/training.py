@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Any
+
+from markupsafe import Markup
 
 from kd_runtime.evaluation.charts import Axis, Series, legend, line_chart
 from kd_runtime.evaluation.panels.panel import Figure, Panel, absent
@@ -26,7 +30,9 @@ def training_panels(sources: Sources) -> list[Panel]:
     logs = [(stage.name, sources.records(manifest, LOG)) for stage, manifest in sources.done(StageType.Train)]
     logs = [(name, log) for name, log in logs if log]
     if not logs:
-        why = sources.why_absent(StageType.Train) if not sources.done(StageType.Train) else f"the artifact holds no {LOG}"
+        why = (
+            sources.why_absent(StageType.Train) if not sources.done(StageType.Train) else f"the artifact holds no {LOG}"
+        )
         titles = (("loss", "Loss"), ("rate", "Learning rate"), ("mass", "Head mass"))
         return [absent(id, title, why) for id, title in titles]
     several = len(logs) > 1
@@ -53,7 +59,11 @@ def _rate(logs: list[tuple[str, Log]], several: bool) -> Panel:
     figures = []
     for name, log in logs:
         prefix = f"{name}: " if several else ""
-        figures.append(_curve(log, "lr", prefix + "learning rate", "neutral", "learning rate", "the log has no learning rate", False))
+        figures.append(
+            _curve(
+                log, "lr", prefix + "learning rate", "neutral", "learning rate", "the log has no learning rate", False
+            )
+        )
         if _has(log, "grad_norm"):
             figures.append(_curve(log, "grad_norm", prefix + "gradient norm before clipping", "neutral", "norm", ""))
     return Panel("rate", "Learning rate", "figures", {"figures": figures})
@@ -73,41 +83,67 @@ def _mass(logs: list[tuple[str, Log]], several: bool) -> Panel:
 def _mass_figures(log: Log, prefix: str) -> list[Figure]:
     figures = []
     if _has(log, "head_mass_teacher"):
-        teacher = _series(log, "head_mass_teacher", "Teacher", "teacher", dashed=True)
-        student = _series(log, "head_mass_student", "Student", "student")
-        last = f"At the end the teacher has {percent(_tail_mean(log, 'head_mass_teacher'))}, the student {percent(_tail_mean(log, 'head_mass_student'))}."
-        chart = line_chart([teacher, student], Axis("step"), Axis("probability on the head", percent), f"Head mass by step. {last}")
-        names = [("Teacher", "teacher"), ("Student", "student")]
-        figures.append(Figure(f"{prefix}head mass of teacher and student", chart, legend(names, ["Teacher"]), last))
+        teacher, student = (percent(_tail_mean(log, f"head_mass_{who}")) for who in ("teacher", "student"))
+        lines = [
+            _Line("head_mass_teacher", "Teacher", "teacher", dashed=True),
+            _Line("head_mass_student", "Student", "student"),
+        ]
+        note = f"At the end the teacher has {teacher}, the student {student}."
+        figures.append(
+            _figure(
+                log, f"{prefix}head mass of teacher and student", lines, Axis("probability on the head", percent), note
+            )
+        )
     if _has(log, "agreement"):
-        parts = [_series(log, "agreement", "Top-1 agreement", "student")]
-        names = [("Top-1 agreement", "student")]
+        lines = [_Line("agreement", "Top-1 agreement", "student")]
         if _has(log, "overlap"):
-            parts.append(_series(log, "overlap", "Top-k overlap", "kd"))
-            names.append(("Top-k overlap", "kd"))
-        last = f"Top-1 agreement at the end: {percent(_tail_mean(log, 'agreement'))}."
-        chart = line_chart(parts, Axis("step"), Axis("share of positions", percent), f"Agreement by step. {last}")
-        figures.append(Figure(f"{prefix}agreement while training", chart, legend(names), last))
+            lines.append(_Line("overlap", "Top-k overlap", "kd"))
+        note = f"Top-1 agreement at the end: {percent(_tail_mean(log, 'agreement'))}."
+        figures.append(
+            _figure(log, f"{prefix}agreement while training", lines, Axis("share of positions", percent), note)
+        )
     return figures
+
+
+@dataclass(frozen=True)
+class _Line:
+    """One field of the log as a line."""
+
+    field: str
+    label: str
+    color: str
+    dashed: bool = False
 
 
 def _curve(log: Log, field: str, title: str, color: str, unit: str, why_not: str, smooth: bool = True) -> Figure:
     if not _has(log, field):
-        return Figure(title, line_chart([], Axis("step"), Axis(unit), f"No data: {why_not}."), note=f"Not available: {why_not}.")
-    raw = _series(log, field, title, color)
-    first, last = _head_mean(log, field), _tail_mean(log, field)
-    change = f"From {short(first)} (first steps) to {short(last)} (last steps)." if smooth else f"Highest {short(max(raw.ys))}."
-    series = [raw]
-    entries = [("each step" if len(log) <= POINTS else "mean of neighbouring steps", color)]
-    if smooth and len(raw.xs) >= SMOOTH_FROM:
-        window = max(5, len(raw.xs) // 15)
-        series = [
-            Series("step", f"{color} faint", raw.xs, raw.ys),
-            Series(f"mean of {window}", color, raw.xs, running_mean(raw.ys, window)),
-        ]
-        entries = [(entries[0][0], f"{color} faint"), (f"running mean of {window}", color)]
-    chart = line_chart(series, Axis("step"), Axis(unit), f"{title} over {len(log)} steps. {change}")
-    return Figure(title, chart, legend(entries) if len(entries) > 1 else legend([]), change)
+        return Figure(title, Markup(), note=f"Not available: {why_not}.")
+    numbers = _numbers(log, field)
+    change = f"From {short(_head_mean(log, field))} (first steps) to {short(_tail_mean(log, field))} (last steps)."
+    note = change if smooth else f"Highest {short(max(numbers))}, last {short(numbers[-1])}."
+    return _figure(log, title, [_Line(field, "each step", color)], Axis(unit), note, smooth)
+
+
+def _figure(log: Log, title: str, lines: Sequence[_Line], axis: Axis, note: str, smooth: bool = True) -> Figure:
+    """Lines over the steps; long ones faint, with their running mean drawn over them."""
+    faint, bold, entries = [], [], []
+    for line in lines:
+        raw = _series(log, line.field, line.label, line.color, line.dashed)
+        if not (smooth and len(raw.xs) >= SMOOTH_FROM):
+            bold.append(raw)
+            entries.append((line.label, line.color))
+            continue
+        window = max(5, len(raw.xs) // 12)
+        faint.append(replace(raw, color=f"{line.color} faint", dashed=False))
+        name = f"running mean of {window}" if len(lines) == 1 else line.label
+        bold.append(Series(name, line.color, raw.xs, running_mean(raw.ys, window), dashed=line.dashed))
+        entries += (
+            [("each step" if len(log) <= POINTS else "few steps", f"{line.color} faint")] if len(lines) == 1 else []
+        )
+        entries.append((name, line.color))
+    spoken = f"{title} over {len(log)} steps. {note}"
+    chart = line_chart([*faint, *bold], Axis("step"), axis, spoken)
+    return Figure(title, chart, legend(entries, [line.label for line in lines if line.dashed]), note)
 
 
 def _has(log: Log, field: str) -> bool:
@@ -132,13 +168,11 @@ def thin(points: Sequence[tuple[float, float]], limit: int) -> tuple[list[float]
 
 
 def running_mean(values: Sequence[float], window: int) -> list[float]:
-    """The mean of up to ``window`` values that end at each place."""
-    means: list[float] = []
-    total = 0.0
-    for i, value in enumerate(values):
-        total += value - (values[i - window] if i >= window else 0.0)
-        means.append(total / min(i + 1, window))
-    return means
+    """The mean of the values up to half a window away on either side; shorter at the ends."""
+    half = window // 2
+    total = [0.0, *accumulate(values)]
+    edges = [(max(0, i - half), min(len(values), i + half + 1)) for i in range(len(values))]
+    return [(total[stop] - total[start]) / (stop - start) for start, stop in edges]
 
 
 def _edge_mean(values: Sequence[float], last: bool) -> float:
