@@ -104,9 +104,9 @@ def import_gguf(
     target: Annotated[Path, typer.Argument(help="The directory to make.")],
 ) -> None:
     """Dequantise a GGUF file into a Hugging Face directory, once."""
-    from kd_runtime.models.gguf import find_gguf, import_gguf
+    from kd_runtime.models.gguf import import_gguf, packaged_gguf
 
-    path = Path(source) if Path(source).exists() else find_gguf(source)
+    path = Path(source) if Path(source).exists() else packaged_gguf(source)
     made = import_gguf(path, target)
     Console(soft_wrap=True).print(
         f"{target}: {'made from' if made else 'is there already, from'} {path.name}", highlight=False

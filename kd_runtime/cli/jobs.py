@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 
 from kd_runtime.api.failures import ExitClass
+from kd_runtime.cli.consoles import console
 
 ManifestArgument = Annotated[Path, typer.Argument(help="The job's YAML file.", exists=True, dir_okay=False)]
 RuntimeOption = Annotated[
@@ -30,16 +31,16 @@ def run(manifest: ManifestArgument, runtime: RuntimeOption = None) -> None:
     """Run a job on this machine; typed again, it goes on where it was."""
     from kd_runtime.local.run import run_manifest
 
-    console = Console()
-    path = run_manifest(manifest, runtime, console)
-    console.print(f"\n[bold]report[/]  {path}", highlight=False, soft_wrap=True)
+    out = console()
+    path = run_manifest(manifest, runtime, out)
+    out.print(f"\n[bold]report[/]  {path}", highlight=False, soft_wrap=True)
 
 
 def plan(manifest: ManifestArgument, runtime: RuntimeOption = None) -> None:
     """Show what a job would do and cost, stage by stage, and probe what it needs; nothing is run."""
     from kd_runtime.local.run import show_plan
 
-    show_plan(manifest, runtime, Console())
+    show_plan(manifest, runtime, console())
 
 
 def lint(
@@ -49,18 +50,18 @@ def lint(
     """Check manifests: every error at once, with field, value and remedy."""
     from kd_runtime.api.lint import lint as lint_file
 
-    console, bad = Console(soft_wrap=True), 0
+    out, bad = Console(soft_wrap=True), 0
     for file in files:
         found = lint_file(file, runtime)
         for error in found.errors:
-            console.print(f"[red]error[/]   {file}: {error}", highlight=False)
+            out.print(f"[red]error[/]   {file}: {error}", highlight=False)
         for warning in found.warnings:
-            console.print(f"[yellow]warning[/] {file}: {warning}", highlight=False)
+            out.print(f"[yellow]warning[/] {file}: {warning}", highlight=False)
         for line in found.wiring:
-            console.print(f"        {file}: {line}", highlight=False)
+            out.print(f"        {file}: {line}", highlight=False)
         bad += bool(found.errors)
         if not found.errors:
-            console.print(f"[green]ok[/]      {file}", highlight=False)
+            out.print(f"[green]ok[/]      {file}", highlight=False)
     if bad:
         raise typer.Exit(int(ExitClass.BadSettings))
 

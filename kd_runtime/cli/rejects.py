@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -38,14 +39,14 @@ def export(
 ) -> None:
     """Write rejected rows as JSONL."""
     found = rejected(manifest, stage)
-    lines = [json.dumps({"stage": name, **reject.model_dump()}, ensure_ascii=False) for name, reject in found]
+    lines = [json.dumps({"stage": name, **asdict(reject)}, ensure_ascii=False) for name, reject in found]
     output.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
     print(f"{len(found)} rejected rows written to {output}")
 
 
 def rejected(manifest: Path, stage: str | None):  # type: ignore[no-untyped-def]
     """Pairs of (stage name, Reject) of a job that was run here."""
-    from kd_runtime.artifacts.rows import read_rejects
+    from kd_runtime.artifacts.rejects import read_rejects
     from kd_runtime.local.run import open_run
     from kd_runtime.planning.lookup import look_up
 

@@ -43,7 +43,7 @@ class Voice:
             messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
         )
         with torch.inference_mode():
-            out: Any = self.model.generate(  # type: ignore[operator]
+            out: Any = self.model.generate(
                 **encoded, max_new_tokens=max_tokens, do_sample=False, pad_token_id=self.tokenizer.eos_token_id
             )
         return str(self.tokenizer.decode(out[0, encoded["input_ids"].shape[1] :], skip_special_tokens=True))

@@ -91,7 +91,7 @@ def run_manifest(manifest: Path, runtime: Path | None, console: Console) -> Path
         planned = plan_manifest(manifest, runtime, run_id=state.run_id)
         _store_plan(planned)
         folder.keep(replace(state, plan=planned.plan.digest))
-        for warning in warnings(planned.local.job, local=True):
+        for warning in warnings(planned.local.job):
             console.print(f"[yellow]warning[/] {warning}", highlight=False)
         console.print(plan_table(planned.plan, planned.states, planned.estimates))
         cache = local.folder / "cache"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from rich.box import SIMPLE
 from rich.table import Table
 
 from kd_runtime.planning.estimates import StageEstimate
@@ -19,9 +20,13 @@ def plan_table(plan: Plan, states: Mapping[str, StageLookup], estimates: Mapping
     table = Table(
         title=f"{plan.job}: plan {plan.digest[:12]}, runtime {plan.runtime} {plan.runtime_hash[:8]}",
         title_justify="left",
+        box=SIMPLE,
     )
-    for heading in ("stage", "type", "inputs", "key", "state"):
-        table.add_column(heading, overflow="fold")
+    table.add_column("stage", no_wrap=True)
+    table.add_column("type", no_wrap=True)
+    table.add_column("inputs", overflow="fold", max_width=34)
+    for heading in ("key", "state"):
+        table.add_column(heading, no_wrap=True)
     for heading in ("rows", "tokens", "bytes", "memory", "time"):
         table.add_column(heading, justify="right", no_wrap=True)
     for stage in plan.stages:
@@ -50,15 +55,8 @@ def plan_table(plan: Plan, states: Mapping[str, StageLookup], estimates: Mapping
 
 
 def inputs_text(stage: PlannedStage) -> str:
-    """What the stage reads, in words: roles played by stages, then by what lies outside."""
-    parts = [
-        f"{role}={name}" if role != name else name
-        for role, name in stage.inputs.items()
-        if not role.startswith("evaluation.")
-    ]
-    parts += [name for role, name in stage.inputs.items() if role.startswith("evaluation.")]
-    parts += [f"{role}:{external.digest[:8]}" for role, external in stage.externals.items()]
-    return " ".join(parts)
+    """What the stage reads: the stages by name, then what lies outside by its role."""
+    return " ".join(dict.fromkeys([*stage.inputs.values(), *stage.externals]))
 
 
 def number(value: int) -> str:

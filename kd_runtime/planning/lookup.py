@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
+from kd_runtime.api.job import Target
 from kd_runtime.artifacts.manifest import Manifest, read_manifest
 from kd_runtime.artifacts.store import Store
 from kd_runtime.planning.inputs import consumers
@@ -84,6 +85,6 @@ def _stale(plan: Plan, stage: PlannedStage, manifests: Mapping[str, Manifest | N
     return ""
 
 
-def _targets(plan: Plan, stage: PlannedStage) -> list[object]:
+def _targets(plan: Plan, stage: PlannedStage) -> list[Target]:
     publish = plan.settings(stage.name).publish
     return list(publish.targets) if publish else []

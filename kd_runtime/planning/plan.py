@@ -10,7 +10,7 @@ import rfc8785
 from pydantic import BaseModel, ConfigDict, Field
 
 from kd_runtime.api.job import DistillationJobSpec, Stage
-from kd_runtime.api.runtime import RuntimeServing
+from kd_runtime.api.runtime_pods import RuntimeServing
 
 
 class StageType(StrEnum):

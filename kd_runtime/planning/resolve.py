@@ -20,6 +20,7 @@ from kd_runtime.planning.plan import External, ExternalFile, Plan, PlannedStage,
 from kd_runtime.planning.sources import (
     Source,
     SourceFile,
+    StoreSource,
     content_digest,
     model_files,
     open_model,
@@ -75,12 +76,13 @@ class Resolver:
     def _external(
         self, kind: str, uri: str, opened: Source, chosen: list[SourceFile], revision: str | None, secret: str | None
     ) -> External:
+        named = isinstance(opened, StoreSource) and opened.one_file
         files = tuple(ExternalFile(path=f.path, size=f.size, sha256=self.memory.sha256(opened, f)) for f in chosen)
         return External(
             kind=kind,
             uri=uri,
             revision=revision,
-            digest=content_digest([(f.path, f.sha256) for f in files]),
+            digest=content_digest([("" if named else f.path, f.sha256) for f in files]),
             size=sum(f.size for f in files),
             files=files,
             secret=secret,
@@ -232,7 +234,7 @@ class _Builder:
         uncached: str | None,
     ) -> str:
         asked = {k: v for k, v in settings.items() if k not in (*UNASKED[kind], "teacher")}
-        rendering = {r: externals[r].digest for r in ("tokenizer", "template") if r in externals}
+        rendering: dict[str, Any] = {r: externals[r].digest for r in ("tokenizer", "template") if r in externals}
         return asking_key(
             kind, {"settings": described[0], "model": described[1].digest}, {**asked, **rendering}, uncached
         )

@@ -68,6 +68,8 @@ class StoreSource:
 
     def __init__(self, uri: str, store: Store, names: list[str] | None = None):
         self.uri, self._store, self._names = uri, store, names
+        self.one_file = names is not None
+        """The URI names a file: its name, like every address, is no part of its content."""
 
     def files(self) -> list[SourceFile]:
         """All objects below the prefix (or the named ones), sorted by path."""
@@ -124,7 +126,7 @@ class HubSource:
         """Bytes of one file, by an HTTP range request."""
         import httpx
         from huggingface_hub import hf_hub_url
-        from huggingface_hub.utils import build_hf_headers
+        from huggingface_hub.utils._headers import build_hf_headers
 
         url = hf_hub_url(self._repo, path, repo_type=self._type, revision=self.revision, endpoint=self._api.endpoint)
         headers = build_hf_headers(token=self._api.token)
@@ -221,7 +223,7 @@ def open_model(
     if isinstance(source, StoreSource):
         try:
             pointer = source.read(POINTER)
-        except (Missing, StorageError):
+        except Missing:
             return source
         import json
 
