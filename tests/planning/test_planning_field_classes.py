@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import re
 import shutil
@@ -173,7 +174,7 @@ def put(doc: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
     changed = copy.deepcopy(doc)
     steps = [int(step) if step.isdigit() else step for step in re.findall(r"[^.\[\]]+", path)]
     place: Any = changed["spec"]
-    for step, following in zip(steps, steps[1:], strict=False):
+    for step, following in itertools.pairwise(steps):
         if isinstance(step, str) and step not in place:
             place[step] = [] if isinstance(following, int) else {}
         if isinstance(step, int) and step >= len(place):
