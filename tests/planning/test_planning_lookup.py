@@ -70,10 +70,10 @@ def test_what_a_running_stage_reads_runs_too(plan: Plan) -> None:
     manifests = made(plan)
     manifests["answers"] = manifests["logits"] = manifests["student"] = None
     assert set(states(plan, manifests).values()) == {"Found", "NotNeeded"}
-    manifests["exam"] = None
+    manifests["release"] = None
     found = states(plan, manifests)
-    assert {name for name, state in found.items() if state == "ToDo"} == {"answers", "logits", "student", "exam"}
-    assert (found["dataset"], found["release"]) == ("Found", "Found")
+    assert {name for name, state in found.items() if state == "ToDo"} == {"answers", "logits", "student", "release"}
+    assert (found["dataset"], found["exam"]) == ("Found", "Found")
 
 
 def test_an_input_with_other_content_makes_what_read_it_stale(plan: Plan) -> None:
