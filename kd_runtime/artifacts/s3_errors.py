@@ -8,7 +8,7 @@ from kd_runtime.api.failures import DeniedError, KDError, SettingsError, Storage
 from kd_runtime.artifacts.store import Missing
 
 PRECONDITION = 412
-_PASSING = frozenset({"ConditionalRequestConflict", "OperationAborted", "NoSuchUpload", "InternalError", "SlowDown"})
+_PASSING = frozenset({"ConditionalRequestConflict", "OperationAborted", "NoSuchUpload"})
 _ABSENT = frozenset({"NoSuchKey", "404", "NotFound"})
 
 

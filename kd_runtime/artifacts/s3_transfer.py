@@ -60,8 +60,10 @@ class MultipartUpload:
         try:
             return self._complete()
         except self._s3.exceptions.NoSuchUpload:
-            self._upload = None  # somebody aborted it, or our own completion arrived unseen: begin anew
-            raise
+            self._upload = None
+            if (etag := self._arrived()) is None:
+                raise  # somebody aborted it: begin anew
+            return etag
 
     def abort(self) -> None:
         """Free what the server keeps of an upload that will not be completed."""
@@ -74,6 +76,14 @@ class MultipartUpload:
             **self._place, UploadId=str(self._upload), MultipartUpload=parts, **self._condition
         )
         return answer["ETag"].strip('"')
+
+    def _arrived(self) -> str | None:
+        """The ETag of what is there, if it is ours: a completion that succeeded may have been answered with an error."""
+        try:
+            head = self._s3.head_object(**self._place)
+        except self._s3.exceptions.ClientError:
+            return None
+        return head["ETag"].strip('"') if head["Metadata"] == self._metadata else None
 
     def _send(self, number: int) -> dict[str, Any]:
         with self._path.open("rb") as file:

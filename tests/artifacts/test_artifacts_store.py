@@ -127,7 +127,7 @@ def test_a_conditional_write_leaves_what_is_there(store: Store, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("size", ["small", "parts"])
-def test_sixteen_racing_writers_have_one_winner(store: Store, tmp_path: Path, size: str) -> None:
+def test_sixteen_racing_writers_have_one_winner(store: Store, checking_server: None, tmp_path: Path, size: str) -> None:
     def body(number: int) -> bytes | Path:
         if size == "small":
             return f"writer {number}".encode()
@@ -153,7 +153,7 @@ def test_sixteen_racing_writers_have_one_winner(store: Store, tmp_path: Path, si
         assert store.get("race") == (winner if isinstance(winner, bytes) else winner.read_bytes())
 
 
-def test_a_body_that_is_not_what_was_announced_is_refused(store: Store) -> None:
+def test_a_body_that_is_not_what_was_announced_is_refused(store: Store, checking_server: None) -> None:
     with pytest.raises(StorageError, match="a"):
         store.put("a", b"hello", sha256=sha256(b"other"))
     assert not store.exists("a")

@@ -1,0 +1,119 @@
+"""An HTTP proxy before an S3 server that answers some requests wrongly, as asked."""
+
+from __future__ import annotations
+
+import http.client
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from enum import Enum
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import urlsplit
+
+
+class Fault(Enum):
+    """What happens to one request."""
+
+    Refused = "the server sees nothing, 500 is answered"
+    Unsaid = "the server does it, 500 is answered"
+    Dropped = "the server does it, the connection closes without an answer"
+    Truncated = "half of the answer's body arrives"
+    Flipped = "one bit of the answer's body is another"
+
+
+@dataclass
+class FaultyProxy:
+    """``plan`` holds (method, part of the path, fault), each for one request; ``seen`` is every request."""
+
+    upstream: str
+    url: str = ""
+    plan: list[tuple[str, str, Fault]] = field(default_factory=list)
+    seen: list[tuple[str, str]] = field(default_factory=list)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def fail(self, method: str, path: str, fault: Fault, times: int = 1) -> None:
+        """Let the next requests that fit go wrong."""
+        self.plan += [(method, path, fault)] * times
+
+    def take(self, method: str, path: str) -> Fault | None:
+        """Note a request; the fault that is planned for it."""
+        with self.lock:
+            self.seen.append((method, path))
+            for entry in self.plan:
+                if entry[0] == method and entry[1] in path:
+                    self.plan.remove(entry)
+                    return entry[2]
+        return None
+
+    def count(self, method: str, part: str = "") -> int:
+        """Requests seen of that method whose path has ``part``."""
+        return sum(1 for m, path in self.seen if m == method and part in path)
+
+
+@contextmanager
+def faulty_proxy(upstream: str) -> Iterator[FaultyProxy]:
+    """A proxy before ``upstream`` (http://host:port) for as long as the block runs."""
+    proxy = FaultyProxy(upstream)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(proxy))
+    server.daemon_threads = True
+    proxy.url = f"http://127.0.0.1:{server.server_port}"
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
+    thread.start()
+    try:
+        yield proxy
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def _handler(proxy: FaultyProxy) -> type[BaseHTTPRequestHandler]:
+    host = urlsplit(proxy.upstream)
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def _serve(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            fault = proxy.take(self.command, self.path)
+            if fault is Fault.Refused:
+                self._answer(500, [], b"<Error><Code>InternalError</Code></Error>")
+                return
+            upstream = http.client.HTTPConnection(str(host.hostname), host.port, timeout=30)
+            upstream.request(self.command, self.path, body, dict(self.headers.items()))
+            answer = upstream.getresponse()
+            content = answer.read()
+            upstream.close()
+            self._pass_on(fault, answer, content)
+
+        def _pass_on(self, fault: Fault | None, answer: http.client.HTTPResponse, content: bytes) -> None:
+            if fault is Fault.Unsaid:
+                self._answer(500, [], b"<Error><Code>InternalError</Code></Error>")
+            elif fault is Fault.Dropped:
+                self.close_connection = True
+                self.connection.close()
+            elif fault is Fault.Truncated:
+                self._answer(answer.status, answer.getheaders(), content, stop=len(content) // 2)
+                self.close_connection = True
+            else:
+                if fault is Fault.Flipped:
+                    content = bytes([content[0] ^ 1]) + content[1:]
+                self._answer(answer.status, answer.getheaders(), content)
+
+        def _answer(self, status: int, headers: list[tuple[str, str]], body: bytes, stop: int | None = None) -> None:
+            self.send_response_only(status)
+            length = [value for name, value in headers if name.lower() == "content-length"]
+            for name, value in headers:
+                if name.lower() not in ("transfer-encoding", "connection", "content-length"):
+                    self.send_header(name, value)
+            self.send_header("Content-Length", length[0] if self.command == "HEAD" and length else str(len(body)))
+            self.end_headers()
+            self.wfile.write(body[:stop])
+
+        do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = _serve
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Say nothing."""
+
+    return Handler
