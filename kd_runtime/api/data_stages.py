@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field
 
 from kd_runtime.api.classes import Keyed
-from kd_runtime.api.model import Model, Rule, Seed, exactly_one
+from kd_runtime.api.model import Model, Remedy, Rule, Seed, exactly_one
 
 
 class PruneBy(StrEnum):
@@ -134,7 +134,7 @@ class Capture(Model):
 
     profile: Annotated[Profile, Keyed] = Profile.Exact
     """Exact stores logprobs as they are; Compact quantises; Unbiased adds draws from the tail; Label stores the label's alone."""
-    top_k: Annotated[int, Field(ge=1, le=256), Keyed] = 32
+    top_k: Annotated[int, Field(ge=1, le=256), Remedy("choose topK from 1 to 256"), Keyed] = 32
     """Tokens whose logprob is stored at each position; the rest is one tail bucket."""
     tail_draws: Annotated[int, Field(ge=0, le=64), Keyed] = 0
     """Draws from the tail at each position (Unbiased)."""

@@ -1,26 +1,94 @@
-"""From a document to a DistillationJob: defaults under it, then every check, all errors at once."""
+"""From a document to a job: the runtime's defaults under it, then every check, all errors at once."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
+from kd_runtime.api.allowed import runtime_errors
+from kd_runtime.api.cel_rules import violations
+from kd_runtime.api.effects import effectless
 from kd_runtime.api.errors import FieldError, ManifestErrors
-from kd_runtime.api.job import BODIES, DistillationJob, DistillationJobSpec, Stage
+from kd_runtime.api.job import DistillationJob, DistillationJobSpec
+from kd_runtime.api.job_rules import job_errors
+from kd_runtime.api.model import Model
 from kd_runtime.api.partial import merge_under
 from kd_runtime.api.runtime import ClusterDistillationRuntime
+from kd_runtime.api.stage import BODIES, Stage
+from kd_runtime.api.structural import schema_of
+from kd_runtime.api.structure import structure_errors
 from kd_runtime.api.teacher import NamedTeacher
-from kd_runtime.api.yaml_documents import load_documents
+from kd_runtime.api.yaml_documents import documents_of, load_documents
 
-__all__ = ["FieldError", "ManifestErrors", "load_documents", "parse_job", "parse_runtime", "warnings"]
+M = TypeVar("M", bound=Model)
+
+__all__ = [
+    "FieldError",
+    "ManifestErrors",
+    "complete",
+    "documents_of",
+    "load_documents",
+    "parse_job",
+    "parse_runtime",
+    "warnings",
+    "with_defaults",
+    "without_nulls",
+]
+
+
+def parse_job(
+    document: dict[str, Any], runtime: ClusterDistillationRuntime | None = None, *, source: str = ""
+) -> DistillationJob:
+    """The job in ``document``, with every default filled in: the runtime's, then the models'.
+
+    Raises:
+        ManifestErrors: with everything that is wrong.
+    """
+    cleaned = without_nulls(document)
+    errors = document_errors(DistillationJob, cleaned)
+    job = _model(DistillationJob, with_defaults(cleaned, runtime) if runtime else cleaned, errors)
+    if job is not None:
+        completed = violations(schema_of(DistillationJob), complete(job))
+        errors = _distinct([*errors, *completed, *job_errors(job), *(runtime_errors(job, runtime) if runtime else ())])
+    if errors or job is None:
+        raise ManifestErrors(errors, source)
+    return job
+
+
+def parse_runtime(document: dict[str, Any], *, source: str = "") -> ClusterDistillationRuntime:
+    """The runtime in ``document``. Raises ManifestErrors, with everything that is wrong."""
+    cleaned = without_nulls(document)
+    errors = document_errors(ClusterDistillationRuntime, cleaned)
+    runtime = _model(ClusterDistillationRuntime, cleaned, errors)
+    if errors or runtime is None:
+        raise ManifestErrors(errors, source)
+    return runtime
+
+
+def warnings(job: DistillationJob, *, local: bool = False) -> list[FieldError]:
+    """Settings of ``job`` without effect where they stand; ``local``: also those that only a cluster acts on."""
+    return list(effectless(job, local))
+
+
+def document_errors(model: type[Model], document: dict[str, Any]) -> list[FieldError]:
+    """What the API server would say of ``document``: its structure, then its CEL rules."""
+    schema = schema_of(model)
+    named = [
+        FieldError(name, None, "is missing", f"add {name}: {schema['properties'][name]['enum'][0]}")
+        for name in ("apiVersion", "kind")
+        if name not in document
+    ]
+    wrong = [*named, *structure_errors(schema, document)]
+    return [*wrong, *violations(schema, document, tuple(error.path for error in wrong))]
 
 
 def without_nulls(value: Any) -> Any:
     """``value`` without the keys of maps that hold null: null and absent are one."""
     if isinstance(value, dict):
         return {key: without_nulls(item) for key, item in value.items() if item is not None}
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return [without_nulls(item) for item in value]
     return value
 
@@ -42,43 +110,64 @@ def with_defaults(document: dict[str, Any], runtime: ClusterDistillationRuntime)
 
 
 def _stage_with_defaults(stage: Any, bodies: dict[str, Any], resources: dict[str, Any]) -> Any:
-    if not isinstance(stage, dict):
+    present = [name for name in BODIES if name in stage] if isinstance(stage, dict) else []
+    if len(present) != 1:
         return stage
-    present = [name for name in BODIES if name in stage]
-    defaults = {name: bodies[name] for name in present if name in bodies}
-    if len(present) == 1 and present[0] in resources:
-        defaults["resources"] = resources[present[0]]
-    return merge_under(stage, defaults, Stage) if len(present) == 1 else stage
+    kind = present[0]
+    defaults = {kind: bodies[kind]} if kind in bodies else {}
+    if kind in resources:
+        defaults["resources"] = resources[kind]
+    return merge_under(stage, defaults, Stage)
 
 
-def parse_job(
-    document: dict[str, Any], runtime: ClusterDistillationRuntime | None = None, *, source: str = ""
-) -> DistillationJob:
-    """The job in ``document``, with every default filled in.
+def complete(instance: BaseModel) -> dict[str, Any]:
+    """``instance`` as a map under manifest names with every default written out.
 
-    Raises:
-        ManifestErrors: with everything that is wrong.
+    Of fields that exclude each other, a default stays out where another was chosen.
     """
-    cleaned = without_nulls(document)
-    merged = with_defaults(cleaned, runtime) if runtime else cleaned
+    plain = instance.model_dump(mode="json", by_alias=True)
+    written: dict[str, Any] = {}
+    for attribute, info in type(instance).model_fields.items():
+        value = getattr(instance, attribute)
+        if value is None or _left_out(instance, attribute):
+            continue
+        name = info.alias or attribute
+        written[name] = _completed(value, plain[name])
+    return written
+
+
+def _completed(value: Any, plain: Any) -> Any:
+    if isinstance(value, BaseModel):
+        return complete(value)
+    if isinstance(value, tuple):
+        return [_completed(item, plain[index]) for index, item in enumerate(value)]
+    return plain
+
+
+def _left_out(instance: BaseModel, attribute: str) -> bool:
+    for group in getattr(instance, "exclusive", ()):
+        if attribute in group and attribute not in instance.model_fields_set:
+            return any(getattr(instance, other) is not None for other in group if other in instance.model_fields_set)
+    return False
+
+
+def _model(kind: type[M], document: dict[str, Any], errors: list[FieldError]) -> M | None:
+    """The model of a document; None where its structure is wrong, which ``errors`` say already or are made to."""
     try:
-        return DistillationJob.model_validate(merged)
-    except ValidationError as error:
-        raise ManifestErrors(
-            [FieldError(".".join(map(str, e["loc"])), e["input"], e["msg"], "") for e in error.errors()], source
-        ) from error
+        return kind.model_validate(document)
+    except ValidationError as failure:
+        if not errors:
+            errors += [_of_pydantic(detail) for detail in failure.errors()]
+        return None
 
 
-def parse_runtime(document: dict[str, Any], *, source: str = "") -> ClusterDistillationRuntime:
-    """The runtime in ``document``. Raises ManifestErrors."""
-    try:
-        return ClusterDistillationRuntime.model_validate(without_nulls(document))
-    except ValidationError as error:
-        raise ManifestErrors(
-            [FieldError(".".join(map(str, e["loc"])), e["input"], e["msg"], "") for e in error.errors()], source
-        ) from error
+def _of_pydantic(detail: Any) -> FieldError:
+    path = ""
+    for part in detail["loc"]:
+        path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else str(part)
+    return FieldError(path, detail["input"], f"is wrong: {detail['msg']}", "see docs/api.md")
 
 
-def warnings(job: DistillationJob) -> list[FieldError]:
-    """Settings of ``job`` that have no effect where they stand."""
-    return []
+def _distinct(errors: Iterable[FieldError]) -> list[FieldError]:
+    """``errors`` without those that say the same of the same field."""
+    return list({(error.path, error.message): error for error in reversed(list(errors))}.values())[::-1]

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from kd_runtime.api.failures import SettingsError
+from kd_runtime.api.errors import FieldError, ManifestErrors
 
 _BOOLEAN_TRAP = re.compile(r"^(y|Y|n|N|yes|Yes|YES|no|No|NO|on|On|ON|off|Off|OFF)$")
 _OCTAL_TRAP = re.compile(r"^[-+]?0[0-9_]+$")
@@ -67,28 +67,33 @@ def documents_of(text: str, source: str) -> list[dict[str, Any]]:
     """The documents in ``text``; empty ones are left out.
 
     Raises:
-        SettingsError: not YAML, a key twice, a scalar that YAML 1.1 and 1.2 read differently, or a document that is no map.
+        ManifestErrors: not YAML, a key twice, a scalar that YAML 1.1 and 1.2 read differently, or a document that is
+            no map.
     """
     try:
         documents = [document for document in yaml.load_all(text, Loader=_Loader) if document is not None]
     except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        place = f":{mark.line + 1}" if mark else ""
-        raise SettingsError(f"{source}{place}: {error.problem or error}") from error
+        line = f"line {error.problem_mark.line + 1}" if error.problem_mark else "file"
+        message, _, remedy = (error.problem or str(error)).partition("; ")
+        raise ManifestErrors([FieldError(line, None, message, remedy or "correct the YAML")], source) from error
     except yaml.YAMLError as error:
-        raise SettingsError(f"{source}: {error}; write it as UTF-8 YAML") from error
-    for document in documents:
+        raise ManifestErrors([FieldError("file", None, str(error), "write it as UTF-8 YAML")], source) from error
+    for number, document in enumerate(documents):
         if not isinstance(document, dict):
-            raise SettingsError(
-                f"{source}: a document is {type(document).__name__}, not a map; start with apiVersion and kind"
+            kind = type(document).__name__
+            wrong = FieldError(
+                f"document {number + 1}", None, f"is a {kind}, not a map", "start with apiVersion and kind"
             )
+            raise ManifestErrors([wrong], source)
     return documents
 
 
 def load_documents(path: Path | str) -> list[dict[str, Any]]:
-    """The documents in the file ``path``. Raises SettingsError as `documents_of`, and where it cannot be read."""
+    """The documents in the file ``path``. Raises ManifestErrors as `documents_of`, and where it cannot be read."""
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{path}: cannot be read: {error}; name a YAML file") from error
+        raise ManifestErrors(
+            [FieldError("file", None, f"cannot be read: {error}", "name a YAML file")], str(path)
+        ) from error
     return documents_of(text, str(path))
