@@ -46,6 +46,7 @@ def load_causal_lm(
     """
     from transformers import AutoModelForCausalLM
 
+    _without_bars()
     try:
         model = AutoModelForCausalLM.from_pretrained(
             folder, dtype=dtype, trust_remote_code=trust_remote_code, local_files_only=True
@@ -79,6 +80,7 @@ def save_causal_lm(model: PreTrainedModel, folder: Path, *, companions: Path) ->
     """
     from transformers import GenerationConfig
 
+    _without_bars()
     folder.mkdir(parents=True, exist_ok=True)
     own: Any = model.generation_config
     model.generation_config = GenerationConfig()  # transformers refuses to save some that models are published with
@@ -90,9 +92,7 @@ def save_causal_lm(model: PreTrainedModel, folder: Path, *, companions: Path) ->
     copy_companions(companions, folder)
     if not (folder / "generation_config.json").exists() and own is not None:
         own.save_pretrained(folder)
-    for path in folder.iterdir():
-        if path.is_file():
-            path.chmod(FILE_MODE)
+    set_file_modes(folder)
 
 
 def copy_companions(source: Path, target: Path) -> None:
@@ -100,6 +100,20 @@ def copy_companions(source: Path, target: Path) -> None:
     for path in [*(source / name for name in COMPANIONS), *sorted(source.glob("*.py"))]:
         if path.exists():
             shutil.copyfile(path, target / path.name)
+
+
+def _without_bars() -> None:
+    """Progress bars of loading and saving make a log unreadable."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+
+
+def set_file_modes(folder: Path) -> None:
+    """Give every file of ``folder`` mode FILE_MODE."""
+    for path in folder.iterdir():
+        if path.is_file():
+            path.chmod(FILE_MODE)
 
 
 def _first_line(error: BaseException) -> str:
