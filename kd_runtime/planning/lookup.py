@@ -9,7 +9,6 @@ from enum import StrEnum
 from kd_runtime.api.job import Target
 from kd_runtime.artifacts.manifest import Manifest, read_manifest
 from kd_runtime.artifacts.store import Store
-from kd_runtime.planning.inputs import consumers
 from kd_runtime.planning.plan import Plan, PlannedStage
 
 
@@ -67,6 +66,15 @@ def judge(
         else:
             states[stage.name] = StageLookup(Lookup.ToDo if needed else Lookup.NotNeeded, None, why)
     return {stage.name: states[stage.name] for stage in plan.stages}
+
+
+def consumers(inputs: Mapping[str, Mapping[str, str]]) -> dict[str, list[str]]:
+    """For each stage name, the names of the stages that read it, given each stage's roles."""
+    readers: dict[str, list[str]] = {name: [] for name in inputs}
+    for name, roles in inputs.items():
+        for source in dict.fromkeys(roles.values()):
+            readers[source].append(name)
+    return readers
 
 
 def _stale(plan: Plan, stage: PlannedStage, manifests: Mapping[str, Manifest | None], manifest: Manifest) -> str:

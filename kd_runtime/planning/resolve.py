@@ -10,11 +10,11 @@ from kd_runtime.api.classes import keyed, recorded
 from kd_runtime.api.failures import DataError, SettingsError
 from kd_runtime.api.job import CacheMode, Dataset, DistillationJob, DistillationJobSpec, ModelSource, Stage, Teacher
 from kd_runtime.api.runtime import ClusterDistillationRuntime
+from kd_runtime.api.wiring import DATASET, Wiring, wire
 from kd_runtime.artifacts.store import Store
 from kd_runtime.planning.digests import DigestMemory
 from kd_runtime.planning.fetch import secret_token
 from kd_runtime.planning.headers import ModelHeader, read_header
-from kd_runtime.planning.inputs import DATASET, Wiring, stage_type, wire
 from kd_runtime.planning.keys import SEMANTICS, asking_key, digest, stage_key
 from kd_runtime.planning.plan import External, ExternalFile, Plan, PlannedStage, StageType
 from kd_runtime.planning.sources import (
@@ -121,7 +121,7 @@ def build_plan(
         SettingsError, DataError, DeniedError, StorageError: what cannot be resolved, by name.
     """
     resolver = Resolver(job.spec, store, DigestMemory(store))
-    wirings = wire(job.spec)
+    wirings = wire(job.spec.stages).wirings
     builder = _Builder(job, runtime, resolver, uncached or job.metadata.uid)
     stages: dict[str, PlannedStage] = {DATASET: builder.ingest()}
     for stage in job.spec.stages:
@@ -185,7 +185,7 @@ class _Builder:
         return externals
 
     def stage(self, stage: Stage, wiring: Wiring, done: dict[str, PlannedStage]) -> PlannedStage:
-        kind = stage_type(stage)
+        kind = StageType(stage.type)
         externals = {role: self.resolver.model(self.spec.student.model) for role in wiring.from_spec}
         if kind in (StageType.Generate, StageType.Train):
             externals |= self.rendering()

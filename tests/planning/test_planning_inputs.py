@@ -10,7 +10,8 @@ from manifests import job, tiny_train
 
 from kd_runtime.api.failures import SettingsError
 from kd_runtime.api.parse import parse_job
-from kd_runtime.planning.inputs import Wiring, consumers, wire
+from kd_runtime.api.wiring import Wiring, wire
+from kd_runtime.planning.lookup import consumers
 
 PRUNE = {"name": "small", "prepare": {"prune": {"keepLayers": 1, "by": "BlockInfluence"}}}
 ANSWERS = {"name": "answers", "generate": {}}
@@ -20,7 +21,8 @@ STUDENT = {"name": "student", "train": tiny_train()}
 
 def wired(*stages: dict[str, Any]) -> dict[str, Wiring]:
     document = job(list(stages), Path("/models"), Path("/data.jsonl"), "file:///store/")
-    return wire(parse_job(document).spec)
+    document["spec"]["dataset"]["fields"]["response"] = "answer"
+    return wire(parse_job(document).spec.stages).wirings
 
 
 def test_a_white_box_job_wires_itself() -> None:

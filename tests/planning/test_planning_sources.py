@@ -1,0 +1,107 @@
+"""Models on a hub, in a folder and behind a pointer: one digest for one content, and errors that say what to do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from fakes import fake_model
+from hub import RecordedHub
+
+from kd_runtime.api.failures import DataError, DeniedError, SettingsError
+from kd_runtime.api.job import ModelSource
+from kd_runtime.artifacts.cache import Cache
+from kd_runtime.artifacts.store import open_store
+from kd_runtime.planning.digests import DigestMemory, file_sha256
+from kd_runtime.planning.fetch import fetch_external, secret_token, secret_variable
+from kd_runtime.planning.plan import External, ExternalFile
+from kd_runtime.planning.sources import HubSource, content_digest, model_files, open_model, open_source
+
+
+def external_of(source, memory: DigestMemory, revision: str | None = None) -> External:  # type: ignore[no-untyped-def]
+    files = model_files(source.files())
+    listed = tuple(ExternalFile(path=f.path, size=f.size, sha256=memory.sha256(source, f)) for f in files)
+    digest = content_digest([(f.path, f.sha256) for f in listed])
+    return External(kind="model", uri=source.uri, revision=revision, digest=digest, files=listed)
+
+
+@pytest.fixture
+def memory(tmp_path: Path) -> DigestMemory:
+    return DigestMemory(open_store(f"file://{tmp_path}/store/"))
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-untyped-def]
+    fake_model(tmp_path / "repo", 3)
+    with RecordedHub({"owner/name": tmp_path / "repo"}) as server:
+        monkeypatch.setenv("HF_ENDPOINT", server.url)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+        yield server
+
+
+def test_a_hub_and_a_folder_of_the_same_content_have_one_digest(tmp_path: Path, memory: DigestMemory, hub: RecordedHub) -> None:
+    there = external_of(HubSource("hf://owner/name", "main"), memory)
+    here = external_of(open_model(f"file://{tmp_path}/repo"), memory)
+    assert there.digest == here.digest
+    assert not any("resolve" in r and "safetensors" in r for r in hub.requests), "weights are known by their LFS ids"
+
+
+def test_a_hub_model_is_fetched_into_the_cache_and_verified(tmp_path: Path, memory: DigestMemory, hub: RecordedHub) -> None:
+    external = external_of(HubSource("hf://owner/name", "main"), memory, "main")
+    folder = fetch_external(external, Cache(tmp_path / "cache"), memory)
+    assert {f.path: file_sha256(folder / f.path) for f in external.files} == {f.path: f.sha256 for f in external.files}
+    before = len(hub.requests)
+    assert fetch_external(external, Cache(tmp_path / "cache"), memory) == folder
+    assert not any("resolve" in r for r in hub.requests[before:])
+
+
+def test_a_hub_file_that_changed_since_the_plan_is_refused(tmp_path: Path, memory: DigestMemory, hub: RecordedHub) -> None:
+    external = external_of(HubSource("hf://owner/name", "main"), memory, "main")
+    fake_model(tmp_path / "repo", 4)
+    with pytest.raises(DataError, match="changed since the plan was made"):
+        fetch_external(external, Cache(tmp_path / "cache"), memory)
+
+
+def test_a_repository_that_is_not_there_is_named(hub: RecordedHub) -> None:
+    with pytest.raises(SettingsError, match="hf://owner/other@main"):
+        HubSource("hf://owner/other", "main").files()
+
+
+def test_a_gated_repository_asks_for_a_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_model(tmp_path / "repo")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    with RecordedHub({"owner/name": tmp_path / "repo"}, token="right") as server:
+        monkeypatch.setenv("HF_ENDPOINT", server.url)
+        with pytest.raises(DeniedError, match="secretRef"):
+            HubSource("hf://owner/name", "main", "wrong").files()
+        assert HubSource("hf://owner/name", "main", "right").files()
+
+
+def test_a_changed_local_model_is_refused(tmp_path: Path, memory: DigestMemory) -> None:
+    external = external_of(open_model(f"file://{fake_model(tmp_path / 'm')}"), memory)
+    assert fetch_external(external, Cache(tmp_path / "cache"), memory) == tmp_path / "m"
+    fake_model(tmp_path / "m", 9)
+    with pytest.raises(DataError, match=r"model\.safetensors.*changed"):
+        fetch_external(external, Cache(tmp_path / "cache"), memory)
+
+
+def test_a_digest_is_computed_once_and_remembered(tmp_path: Path, memory: DigestMemory, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = open_model(f"file://{fake_model(tmp_path / 'm')}")
+    first = external_of(source, memory)
+    monkeypatch.setattr("kd_runtime.planning.digests.file_sha256", lambda _: pytest.fail("read again"))
+    assert external_of(source, DigestMemory(memory._store)).digest == first.digest
+
+
+def test_another_scheme_is_refused() -> None:
+    with pytest.raises(SettingsError, match="use hf://, s3:// or file://"):
+        open_source("ftp://host/x")
+
+
+def test_a_model_source_has_no_token_unless_its_variable_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    source = ModelSource.model_validate({"uri": "hf://a/b", "revision": "c", "secretRef": {"name": "my-hub", "key": "the.token"}})
+    assert source.secret_ref is not None
+    secret = f"{source.secret_ref.name}/{source.secret_ref.key}"
+    assert secret_token(secret) is None
+    assert secret_variable(secret) == "KD_SECRET_MY_HUB_THE_TOKEN"
+    monkeypatch.setenv("KD_SECRET_MY_HUB_THE_TOKEN", "t")
+    assert secret_token(secret) == "t"
