@@ -12,6 +12,7 @@ import numpy.typing as npt
 from kd_runtime.evaluation.bootstrap import Floats, bootstrap
 from kd_runtime.evaluation.scores import Score, Who
 
+CURVES = (Score.KL, Score.Agreement, Score.CrossEntropy)
 RESAMPLES = 1000
 LEAST_POSITIONS = 8
 """A bin with fewer positions is joined with the one before it."""
@@ -73,6 +74,8 @@ def curves(positions: Positions, *, resamples: int = RESAMPLES) -> list[dict[str
         inside = (positions.offset >= entry.first) & (positions.offset <= entry.last)
         record: dict[str, Any] = {"first": entry.first, "last": entry.last, "positions": entry.positions}
         for (score, who), values in sorted(positions.values.items()):
+            if score not in CURVES:
+                continue
             measured = inside & np.isfinite(values)
             if measured.any():
                 record[f"{score}.{who}"] = _interval(positions, values, measured, resamples)

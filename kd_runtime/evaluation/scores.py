@@ -30,6 +30,7 @@ class Score(StrEnum):
     Agreement = "Agreement"
     CrossEntropy = "CrossEntropy"
     Perplexity = "Perplexity"
+    HeadMass = "HeadMass"
     ExactMatch = "ExactMatch"
     Ended = "Ended"
     LongestRepeat = "LongestRepeat"
@@ -71,6 +72,9 @@ SCORES: dict[Score, ScoreInfo] = {
     ),
     Score.Perplexity: ScoreInfo(
         "Perplexity", "", False, "positions", "exp of the mean negative log-likelihood of the held-out answers' tokens."
+    ),
+    Score.HeadMass: ScoreInfo(
+        "Head mass", "share", None, "positions", "Mean probability on the teacher's stored top tokens."
     ),
     Score.ExactMatch: ScoreInfo(
         "Exact match",

@@ -24,6 +24,7 @@ SHOWN = (
     Score.Agreement,
     Score.CrossEntropy,
     Score.Perplexity,
+    Score.HeadMass,
     Score.ExactMatch,
     Score.Ended,
     Score.AnswerTokens,
