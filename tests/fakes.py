@@ -36,10 +36,10 @@ def safetensors(shape: tuple[int, int] = (16, 4), fill: int = 0) -> bytes:
     return struct.pack("<Q", len(text)) + text + bytes([fill]) * size
 
 
-def fake_model(folder: Path, fill: int = 0) -> Path:
-    """A model folder; ``fill`` makes its weights differ."""
+def fake_model(folder: Path, fill: int = 0, **config: int) -> Path:
+    """A model folder; ``fill`` makes its weights differ, ``config`` its config.json."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(CONFIG))
+    (folder / "config.json").write_text(json.dumps({**CONFIG, **config}))
     (folder / "tokenizer.json").write_text(json.dumps(TOKENIZER))
     (folder / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
     (folder / "model.safetensors").write_bytes(safetensors(fill=fill))

@@ -187,6 +187,7 @@ class _Builder:
     def stage(self, stage: Stage, wiring: Wiring, done: dict[str, PlannedStage]) -> PlannedStage:
         kind = StageType(stage.type)
         externals = {role: self.resolver.model(self.spec.student.model) for role in wiring.from_spec}
+        self.check_layers(stage, externals)
         if kind in (StageType.Generate, StageType.Train):
             externals |= self.rendering()
         settings, facts = keyed(stage.body), recorded(stage.body)
@@ -212,6 +213,18 @@ class _Builder:
             teacher=teacher,
             asking_key=asking,
         )
+
+    def check_layers(self, stage: Stage, externals: dict[str, External]) -> None:
+        """Pruning cannot keep more layers than the model has."""
+        if stage.prepare is None or stage.prepare.prune is None or "model" not in externals:
+            return
+        layers = self.resolver.headers[externals["model"].uri].layers
+        keep = stage.prepare.prune.keep_layers
+        if keep > layers:
+            raise SettingsError(
+                f"stage {stage.name}: prepare.prune.keepLayers: {keep} exceeds the {layers} layers of {externals['model'].uri}; "
+                f"keep {layers - 1} or fewer"
+            )
 
     def teacher(self, stage: Stage, kind: StageType) -> tuple[str, tuple[dict[str, Any], External, dict[str, Any]]]:
         name, teacher = teacher_named(self.spec, stage.teacher)

@@ -39,14 +39,18 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-unt
         yield server
 
 
-def test_a_hub_and_a_folder_of_the_same_content_have_one_digest(tmp_path: Path, memory: DigestMemory, hub: RecordedHub) -> None:
+def test_a_hub_and_a_folder_of_the_same_content_have_one_digest(
+    tmp_path: Path, memory: DigestMemory, hub: RecordedHub
+) -> None:
     there = external_of(HubSource("hf://owner/name", "main"), memory)
     here = external_of(open_model(f"file://{tmp_path}/repo"), memory)
     assert there.digest == here.digest
     assert not any("resolve" in r and "safetensors" in r for r in hub.requests), "weights are known by their LFS ids"
 
 
-def test_a_hub_model_is_fetched_into_the_cache_and_verified(tmp_path: Path, memory: DigestMemory, hub: RecordedHub) -> None:
+def test_a_hub_model_is_fetched_into_the_cache_and_verified(
+    tmp_path: Path, memory: DigestMemory, hub: RecordedHub
+) -> None:
     external = external_of(HubSource("hf://owner/name", "main"), memory, "main")
     folder = fetch_external(external, Cache(tmp_path / "cache"), memory)
     assert {f.path: file_sha256(folder / f.path) for f in external.files} == {f.path: f.sha256 for f in external.files}
@@ -55,7 +59,9 @@ def test_a_hub_model_is_fetched_into_the_cache_and_verified(tmp_path: Path, memo
     assert not any("resolve" in r for r in hub.requests[before:])
 
 
-def test_a_hub_file_that_changed_since_the_plan_is_refused(tmp_path: Path, memory: DigestMemory, hub: RecordedHub) -> None:
+def test_a_hub_file_that_changed_since_the_plan_is_refused(
+    tmp_path: Path, memory: DigestMemory, hub: RecordedHub
+) -> None:
     external = external_of(HubSource("hf://owner/name", "main"), memory, "main")
     fake_model(tmp_path / "repo", 4)
     with pytest.raises(DataError, match="changed since the plan was made"):
@@ -85,7 +91,9 @@ def test_a_changed_local_model_is_refused(tmp_path: Path, memory: DigestMemory) 
         fetch_external(external, Cache(tmp_path / "cache"), memory)
 
 
-def test_a_digest_is_computed_once_and_remembered(tmp_path: Path, memory: DigestMemory, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_digest_is_computed_once_and_remembered(
+    tmp_path: Path, memory: DigestMemory, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source = open_model(f"file://{fake_model(tmp_path / 'm')}")
     first = external_of(source, memory)
     monkeypatch.setattr("kd_runtime.planning.digests.file_sha256", lambda _: pytest.fail("read again"))
@@ -98,7 +106,9 @@ def test_another_scheme_is_refused() -> None:
 
 
 def test_a_model_source_has_no_token_unless_its_variable_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    source = ModelSource.model_validate({"uri": "hf://a/b", "revision": "c", "secretRef": {"name": "my-hub", "key": "the.token"}})
+    source = ModelSource.model_validate(
+        {"uri": "hf://a/b", "revision": "c", "secretRef": {"name": "my-hub", "key": "the.token"}}
+    )
     assert source.secret_ref is not None
     secret = f"{source.secret_ref.name}/{source.secret_ref.key}"
     assert secret_token(secret) is None
