@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from kd_runtime.api.failures import SettingsError
 from kd_runtime.api.job import Gate, GateMetric, GateOp
 from kd_runtime.api.result import GateOutcome
+from kd_runtime.artifacts.cache import Cache
+from kd_runtime.artifacts.manifest import Manifest
+from kd_runtime.artifacts.store import Store
 from kd_runtime.evaluation.bootstrap import RESAMPLES, Bootstrap
-from kd_runtime.evaluation.scores import Items, Score, Who, change_bootstrap, gap_bootstrap, score_bootstrap
+from kd_runtime.evaluation.scores import Items, Score, Who, change_bootstrap, gap_bootstrap, read_items, score_bootstrap
 
+ITEMS = "items.jsonl"
+"""The per-prompt values of an evaluation, in its artifact."""
 NEEDS: dict[GateMetric, tuple[Who, ...]] = {
     GateMetric.value: (Who.Student,),
     GateMetric.change: (Who.Student, Who.Baseline),
@@ -33,6 +38,19 @@ class Judged:
             f"with {100 * self.gate.confidence:g} % confidence is asked; the value is {self.outcome.value:.4g}, "
             f"its {'lower' if least else 'upper'} bound {self.outcome.bound:.4g}"
         )
+
+
+def judge_manifest(store: Store, cache: Cache, manifest: Manifest, gates: Sequence[Gate]) -> tuple[Judged, ...]:
+    """``gates`` judged for an evaluation that is there: they are no part of its key, so they are judged anew each time.
+
+    Raises:
+        SettingsError: a gate's score was not measured.
+        StorageError, TransientError: the per-prompt values cannot be read.
+    """
+    if not gates:
+        return ()
+    lines = cache.file(store, manifest.object(ITEMS)).read_text(encoding="utf-8").splitlines()
+    return judge(gates, read_items(lines))
 
 
 def judge(gates: Iterable[Gate], items: Items, *, resamples: int = RESAMPLES) -> tuple[Judged, ...]:

@@ -10,17 +10,13 @@ from typing import Any
 
 from kd_runtime.api.failures import DataError, SettingsError, TransientError
 from kd_runtime.api.job import Gate, Suite
-from kd_runtime.api.result import GateOutcome
-from kd_runtime.artifacts.cache import Cache
-from kd_runtime.artifacts.manifest import Manifest
 from kd_runtime.artifacts.rows import Row, rows_of
-from kd_runtime.artifacts.store import Store
 from kd_runtime.evaluation.answering import Answer, Answerer, measured
 from kd_runtime.evaluation.document import SuiteFacts, evaluation_document, headline_metrics
 from kd_runtime.evaluation.examination import HeldOut, answer_lines, collect, items_of, positions_of
-from kd_runtime.evaluation.gates import Judged, judge
+from kd_runtime.evaluation.gates import ITEMS, Judged, judge
 from kd_runtime.evaluation.heldout import Examiner, RowScores
-from kd_runtime.evaluation.scores import SCORES, Items, Score, Who, read_items, write_items
+from kd_runtime.evaluation.scores import SCORES, Items, Score, Who, write_items
 from kd_runtime.logits.reader import LogitsReader
 from kd_runtime.logits.spec import ShardSpec
 from kd_runtime.logits.targets import RowTargets
@@ -32,7 +28,7 @@ from kd_runtime.stages.context import StageContext, StageOutcome
 SEMANTICS = 1
 """Raised when equal models and rows give other scores."""
 
-DOCUMENT, ITEMS, ANSWERS = "evaluation.json", "items.jsonl", "answers.jsonl"
+DOCUMENT, ANSWERS = "evaluation.json", "answers.jsonl"
 ROLES = {Who.Student: "model", Who.Baseline: "baseline"}
 
 
@@ -66,24 +62,6 @@ def run(ctx: StageContext) -> StageOutcome:
     )
     judged = judge(_gates(ctx), items)
     return _commit(ctx, work, items, document, judged, time.monotonic() - started)
-
-
-def judged_gates(store: Store, cache: Cache, manifest: Manifest, gates: Sequence[Gate]) -> tuple[GateOutcome, ...]:
-    """The outcomes of ``gates`` for an evaluation that is there: gates are no part of its key, so they are judged anew.
-
-    Raises:
-        SettingsError: a gate's score was not measured.
-        StorageError, TransientError: the values cannot be read.
-    """
-    return tuple(j.outcome for j in judge_manifest(store, cache, manifest, gates))
-
-
-def judge_manifest(store: Store, cache: Cache, manifest: Manifest, gates: Sequence[Gate]) -> tuple[Judged, ...]:
-    """Like `judged_gates`, each with its gate."""
-    if not gates:
-        return ()
-    lines = cache.file(store, manifest.object(ITEMS)).read_text(encoding="utf-8").splitlines()
-    return judge(gates, read_items(lines))
 
 
 def _suite(ctx: StageContext) -> Suite:

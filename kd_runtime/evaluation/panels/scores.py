@@ -11,14 +11,14 @@ from markupsafe import Markup
 from kd_runtime.api.failures import SettingsError
 from kd_runtime.api.job import GateOp
 from kd_runtime.evaluation.charts import Axis, Series, legend, line_chart
-from kd_runtime.evaluation.gates import Judged, judge
+from kd_runtime.evaluation.gates import Judged, judge_manifest
 from kd_runtime.evaluation.panels.panel import WHO_TITLES, Figure, Panel, Table, absent
 from kd_runtime.evaluation.scales import percent, short
-from kd_runtime.evaluation.scores import SCORES, Score, read_items
+from kd_runtime.evaluation.scores import SCORES, Score
 from kd_runtime.evaluation.sources import Sources
 from kd_runtime.planning.plan import StageType
 
-DOCUMENT, ITEMS = "evaluation.json", "items.jsonl"
+DOCUMENT = "evaluation.json"
 SHOWN = (
     Score.KL,
     Score.Agreement,
@@ -60,8 +60,8 @@ def exams(sources: Sources) -> list[Exam]:
 def _exam(sources: Sources, name: str, document: dict[str, Any], manifest: Any) -> Exam:
     body = sources.plan.settings(name).evaluate
     try:
-        items = read_items(sources.text(manifest, ITEMS).splitlines())
-        return Exam(name, document, judge(body.gates if body else (), items))
+        gates = body.gates if body else ()
+        return Exam(name, document, judge_manifest(sources.store, sources.cache, manifest, gates))
     except SettingsError as error:
         return Exam(name, document, (), str(error))
 
