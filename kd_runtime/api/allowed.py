@@ -26,9 +26,12 @@ def runtime_errors(job: DistillationJob, runtime: ClusterDistillationRuntime) ->
 
 
 def within(uri: str, prefix: str) -> bool:
-    """True where ``uri`` lies at or below ``prefix``: scheme, host and path segments are compared, never strings."""
+    """True where ``uri`` lies at or below ``prefix``: scheme, host and path segments are compared, never strings.
+
+    A prefix of a scheme alone (``hf://``) holds every host.
+    """
     here, there = urlsplit(uri), urlsplit(prefix)
-    if (here.scheme, here.netloc) != (there.scheme, there.netloc):
+    if here.scheme != there.scheme or there.netloc not in ("", here.netloc):
         return False
     path, allowed = ([s for s in parts.path.split("/") if s] for parts in (here, there))
     return ".." not in path and path[: len(allowed)] == allowed

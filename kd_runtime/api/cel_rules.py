@@ -66,7 +66,7 @@ def broken(rule: Schema, document: Any, path: str) -> FieldError:
 def _holds(rule: str, context: dict[str, Any], lenient: bool) -> bool:
     try:
         return compiled(rule).execute(context) is True
-    except (RuntimeError, TypeError, ValueError):
+    except (LookupError, RuntimeError, TypeError, ValueError):
         if lenient:
             return True
         raise

@@ -60,11 +60,17 @@ def _section(path: str, schema: Schema) -> Iterator[str]:
 
 def _rules(schema: Schema) -> Iterator[str]:
     rules = schema.get("x-kubernetes-validations", ())
-    if rules:
-        yield "\nRules:\n\n"
+    fields_of: dict[str, list[str]] = {}
     for rule in rules:
         field = rule.get("fieldPath", "").removeprefix(".")
-        yield f"- {f'`{field}`: ' if field else ''}{rule['message']}\n"
+        known = fields_of.setdefault(rule["message"], [])
+        if field not in known:
+            known.append(field)
+    if rules:
+        yield "\nRules:\n\n"
+    for message, fields in fields_of.items():
+        named = ", ".join(f"`{field}`" for field in fields if field)
+        yield f"- {f'{named}: ' if named else ''}{message}\n"
 
 
 def _object_in(schema: Schema, path: str) -> tuple[Schema | None, str]:

@@ -60,8 +60,9 @@ class _Place:
 
 def job_errors(job: DistillationJob) -> Iterator[FieldError]:
     """Everything that is wrong with a job beyond its schema and its CEL rules."""
-    if len({stage.name for stage in job.spec.stages}) < len(job.spec.stages):
-        return  # said by a CEL rule; inputs cannot be resolved
+    stages = job.spec.stages
+    if len({stage.name for stage in stages}) < len(stages) or any(len(stage.bodies) != 1 for stage in stages):
+        return  # CEL rules say so; inputs cannot be resolved
     wired = wire(job.spec.stages)
     yield from wired.errors
     yield from _parallelism(job.spec)
@@ -187,7 +188,8 @@ def _lacking(place: _Place, gate: Gate) -> tuple[str, str] | None:
     compares = gate.metric in (GateMetric.recoveredGap, GateMetric.change)
     with_teacher = gate.metric is GateMetric.recoveredGap
     logits = place.input("logits")
-    if compares and "baseline" not in (*place.wiring.inputs, *place.wiring.from_spec):
+    known = (*place.wiring.inputs, *place.wiring.from_spec)
+    if compares and "model" in known and "baseline" not in known:
         return (
             "needs a baseline, and the model is not trained by this job",
             "evaluate a trained model, or use metric value",

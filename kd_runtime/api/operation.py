@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
 from kd_runtime.api.classes import Structural, Unkeyed
-from kd_runtime.api.model import LocalName, Model, NameReference, ObjectName, Quantity, Ratio, Seconds
+from kd_runtime.api.model import LocalName, Model, NameReference, ObjectName, Quantity, Ratio, Rule, Seconds
 
 
 class Artifacts(Model):
@@ -118,6 +118,14 @@ class Scheduling(Model):
 
 class Backoff(Model):
     """The wait before an attempt: it doubles from base to max."""
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            "!has(self.baseSeconds) || !has(self.maxSeconds) || self.baseSeconds <= self.maxSeconds",
+            "exceeds maxSeconds; lower it",
+            "baseSeconds",
+        ),
+    )
 
     base_seconds: Annotated[Annotated[int, Field(ge=1, le=86_400)], Unkeyed] = 30
     """Before the second attempt."""

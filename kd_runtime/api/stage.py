@@ -129,9 +129,14 @@ class Stage(Model):
     """Copies a model to where it is used."""
 
     @property
+    def bodies(self) -> tuple[str, ...]:
+        """Names of the bodies that are set: one, in a valid stage."""
+        return tuple(name for name in BODIES if getattr(self, name) is not None)
+
+    @property
     def type(self) -> str:
         """Which body is set: `prepare`, `generate`, …"""
-        return next(name for name in BODIES if getattr(self, name) is not None)
+        return self.bodies[0]
 
     @property
     def body(self) -> StageBody:
@@ -144,4 +149,4 @@ class Stage(Model):
         """True where the stage needs a running teacher."""
         if self.train is not None:
             return self.train.method is TrainMethod.OnPolicyKD
-        return self.type in ("synthesize", "generate", "capture")
+        return not {"synthesize", "generate", "capture"}.isdisjoint(self.bodies)

@@ -148,6 +148,15 @@ class LoRA(Model):
 class DeepSpeed(Model):
     """How training is spread over ranks."""
 
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            "!has(self.offloadParameters) || self.offloadParameters == 'None' || !has(self.zeroStage)"
+            " || self.zeroStage == 3",
+            "only zeroStage 3 shards parameters; use None or zeroStage 3",
+            "offloadParameters",
+        ),
+    )
+
     zero_stage: Annotated[int, Field(ge=0, le=3), Recorded] = 2
     """What is sharded: nothing, optimiser states, gradients too, parameters too."""
     offload_optimizer: Annotated[Offload, Recorded] = Offload.None_
