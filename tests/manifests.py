@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 
-def job(stages: list[dict[str, Any]], models: Path, dataset: Path, store: str, **spec: Any) -> dict[str, Any]:
+def job(stages: list[dict[str, Any]], models: Path, data: Path, store: str, **spec: Any) -> dict[str, Any]:
     """A job document over tiny models (``models`` holds teacher/ and student/), with ``stages``."""
     document: dict[str, Any] = {
         "apiVersion": "kubedistill.io/v1alpha1",
@@ -24,7 +24,7 @@ def job(stages: list[dict[str, Any]], models: Path, dataset: Path, store: str, *
             },
             "student": {"model": {"uri": f"file://{models / 'student'}"}},
             "dataset": {
-                "uri": f"file://{dataset}",
+                "uri": f"file://{data}",
                 "format": "JSONL",
                 "fields": {"prompt": "instruction"},
                 "holdout": {"fraction": 0.2},
