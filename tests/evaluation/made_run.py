@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,7 +29,8 @@ HOSTILE = '<script>alert("x")</script><img src=x onerror=alert(1)> & "quotes" </
 QUESTIONS = (
     (
         "Why do leaves change colour in autumn?",
-        "Leaves change colour because the trees stop making chlorophyll when days get shorter. The green fades, and the yellow and orange pigments that were there all along become visible.",
+        "Leaves change colour because the trees stop making chlorophyll when days get shorter. The green fades, and the yellow and orange pigments "
+        "that were there all along become visible.",
     ),
     (
         "Write one sentence that sells a reusable water bottle.",
@@ -51,7 +53,8 @@ QUESTIONS = (
     (f"What does this tag do? {HOSTILE}", f"It runs a script in the page: {HOSTILE}"),
     (
         "Explain what a hash table is to a ten-year-old.",
-        "A hash table is like a wall of numbered lockers. A rule turns each name into a locker number, so you can find things without looking in every locker.",
+        "A hash table is like a wall of numbered lockers. A rule turns each name into a locker number, "
+        "so you can find things without looking in every locker.",
     ),
 )
 
@@ -425,10 +428,9 @@ def exam_files(with_logits: bool = True) -> tuple[dict[str, bytes], dict[str, fl
         logits={"profile": "Exact", "topK": 32, "vocabulary": 49_152} if with_logits else None,
         missing={**missing, "ExactMatch": "the dataset has no references"},
     )
-    path = Path("/tmp") / f"items-{digest(str(with_logits))[:8]}.jsonl"
-    write_items(items, path)
-    lines = path.read_bytes()
-    path.unlink()
+    with tempfile.TemporaryDirectory() as folder:
+        write_items(items, Path(folder) / "items.jsonl")
+        lines = (Path(folder) / "items.jsonl").read_bytes()
     files = {
         "evaluation.json": json.dumps(document).encode(),
         "items.jsonl": lines,

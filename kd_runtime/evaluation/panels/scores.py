@@ -68,7 +68,14 @@ def _exam(sources: Sources, name: str, document: dict[str, Any], manifest: Any) 
 
 def number(score: Score, value: float) -> str:
     """A score's value as the report writes it."""
-    return percent(value) if SCORES[score].unit == "share" else short(value)
+    return percent(value) if SCORES[score].unit == "share" else three_digits(value)
+
+
+def three_digits(value: float) -> str:
+    """Three significant digits, zeros at the end kept, so that a value and its bounds line up: 1.10, 0.509, 12.3, 0."""
+    if value == 0 or not 1e-3 <= abs(value) < 1000:
+        return short(value)
+    return f"{value:#.3g}".removesuffix(".")
 
 
 def summary_panel(sources: Sources, exams: Sequence[Exam]) -> Panel:
@@ -90,14 +97,14 @@ def _headline(exam: Exam) -> str:
     student, baseline, gap = exam.score(Score.KL, "student"), exam.score(Score.KL, "baseline"), exam.gap(Score.KL)
     if student and baseline and gap:
         return (
-            f"Training took the held-out KL to the teacher from {short(baseline['value'])} to {short(student['value'])} nats "
+            f"Training took the held-out KL to the teacher from {three_digits(baseline['value'])} to {three_digits(student['value'])} nats "
             f"a position: {percent(gap['value'])} of the gap is recovered."
         )
     if student:
-        return f"The held-out KL to the teacher is {short(student['value'])} nats a position; there is no baseline to compare with."
+        return f"The held-out KL to the teacher is {three_digits(student['value'])} nats a position; there is no baseline to compare with."
     ce, before = exam.score(Score.Perplexity, "student"), exam.score(Score.Perplexity, "baseline")
     if ce and before:
-        return f"Training took the held-out perplexity from {short(before['value'])} to {short(ce['value'])}."
+        return f"Training took the held-out perplexity from {three_digits(before['value'])} to {three_digits(ce['value'])}."
     return "The student was evaluated; the scores below are those that its inputs allow."
 
 
@@ -136,8 +143,8 @@ def _gap_bar(exam: Exam) -> dict[str, Any] | None:
         "share": min(max(gap["value"], 0.0), 1.0),
         "low": min(max(gap["low"], 0.0), 1.0),
         "high": min(max(gap["high"], 0.0), 1.0),
-        "before": short(baseline["value"]),
-        "after": short(student["value"]),
+        "before": three_digits(baseline["value"]),
+        "after": three_digits(student["value"]),
         "percent": percent(gap["value"]),
     }
 
