@@ -42,7 +42,13 @@ class StageResult(BaseModel):
         """The bytes of the file: the message cut to 400 bytes; metrics, then counts, left out if all would exceed 4,096."""
         message = self.message.encode()[:MESSAGE_BYTES].decode(errors="ignore")
         result = self.model_copy(update={"message": message})
-        for drop in ({}, {"metrics": {}}, {"metrics": {}, "counts": {}}, {"metrics": {}, "counts": {}, "gates": ()}):
+        drops: tuple[dict[str, object], ...] = (
+            {},
+            {"metrics": {}},
+            {"metrics": {}, "counts": {}},
+            {"metrics": {}, "counts": {}, "gates": ()},
+        )
+        for drop in drops:
             body = json.dumps(result.model_copy(update=drop).model_dump(mode="json"), separators=(",", ":")).encode()
             if len(body) <= LIMIT_BYTES:
                 return body

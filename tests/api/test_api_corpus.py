@@ -39,6 +39,8 @@ def test_a_good_manifest_has_neither_errors_nor_warnings(path: Path) -> None:
 def test_a_bad_manifest_fails_at_its_field_with_its_message(path: Path) -> None:
     wanted = expected(path)
     errors = lint(path).errors
-    assert any(error.path == wanted["path"] and wanted["message"] in str(error) for error in errors), [*map(str, errors)]
+    assert any(error.path == wanted["path"] and wanted["message"] in str(error) for error in errors), [
+        *map(str, errors)
+    ]
     assert {error.path for error in errors} == {wanted["path"], *wanted.get("also", ())}, [*map(str, errors)]
     assert all(error.remedy for error in errors)
