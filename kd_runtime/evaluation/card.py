@@ -45,7 +45,6 @@ def render_card(sources: Sources, stage: str | None, digest: str) -> str:
         externals=[(roles, _uri(e.uri, e.revision), e.digest) for roles, e in sources.externals()],
         settings=flat(trained.keyed) if trained else [],
         losses=[_loss(rows) for rows in row_losses(sources)],
-        plan=plan.digest,
         version=__version__,
     )
 

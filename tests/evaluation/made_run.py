@@ -29,7 +29,8 @@ HOSTILE = '<script>alert("x")</script><img src=x onerror=alert(1)> & "quotes" </
 QUESTIONS = (
     (
         "Why do leaves change colour in autumn?",
-        "Leaves change colour because the trees stop making chlorophyll when days get shorter. The green fades, and the yellow and orange pigments "
+        "Leaves change colour because the trees stop making chlorophyll when days get shorter. The green fades, "
+        "and the yellow and orange pigments "
         "that were there all along become visible.",
     ),
     (
