@@ -1,0 +1,140 @@
+"""Checkpoints in the store: work/<key>/<writer>/step-<n>/, each whole once its manifest is there (contract 8)."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from kd_runtime.api.failures import StorageError
+from kd_runtime.artifacts.manifest import ObjectRef
+from kd_runtime.artifacts.store import Missing, Store, body_sha256
+
+MANIFEST = "manifest.json"
+
+
+class Checkpoint(BaseModel):
+    """What one checkpoint consists of, and which runs can go on from it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    version: int = 1
+    step: int
+    """Optimizer steps that are done: the next step's number, from 0. The sampler's position, the learning rate and the
+    random numbers of a step all follow from it."""
+    world_size: int
+    zero_stage: int
+    micro_batch: dict[str, int]
+    """What Auto chose, or the setting: going on with another would round sums otherwise."""
+    threads: int
+    writer: str
+    objects: tuple[ObjectRef, ...]
+    """``path`` is relative to the checkpoint's folder."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of all objects."""
+        return sum(ref.size for ref in self.objects)
+
+
+def work_prefix(key: str) -> str:
+    """Where the checkpoints of the train stage with ``key`` lie."""
+    return f"work/{key}/"
+
+
+def step_prefix(key: str, writer: str, step: int) -> str:
+    """Where one checkpoint's objects lie."""
+    return f"{work_prefix(key)}{writer}/step-{step}/"
+
+
+def upload(store: Store, prefix: str, folder: Path, names: Iterable[str], heard: Callable[[], None]) -> list[ObjectRef]:
+    """Put files of ``folder`` below ``prefix``; ``heard`` is called after each."""
+    refs = []
+    for name in names:
+        path = folder / name
+        digest = body_sha256(path)
+        store.put(prefix + name, path, sha256=digest)
+        refs.append(ObjectRef(name=prefix + name, size=path.stat().st_size, sha256=digest, path=name))
+        heard()
+    return refs
+
+
+def commit(store: Store, key: str, checkpoint: Checkpoint, keep_last: int) -> None:
+    """Write the manifest: the checkpoint exists from now on. Then delete all but the newest ``keep_last`` of the stage."""
+    prefix = step_prefix(key, checkpoint.writer, checkpoint.step)
+    store.put(prefix + MANIFEST, checkpoint.model_dump_json().encode())
+    for name in _manifest_names(store, key)[keep_last:]:
+        _delete(store, name.removesuffix(MANIFEST))
+
+
+def delete_all(store: Store, key: str) -> None:
+    """Remove every checkpoint of the stage: its artifact exists now."""
+    for name in _manifest_names(store, key):
+        store.delete(name)
+    for info in list(store.list(work_prefix(key))):
+        store.delete(info.name)
+
+
+def newest(
+    store: Store, key: str, fits: Callable[[Checkpoint], str | None], folder: Path, say: Callable[[str], None]
+) -> tuple[Checkpoint, Path] | None:
+    """Download the newest checkpoint that verifies into ``folder``; None where there is none.
+
+    ``fits`` says why this run cannot go on from a checkpoint, or None. One that is damaged, gone or does not fit is
+    passed over for the next older, and ``say`` is told.
+    """
+    for name in _manifest_names(store, key):
+        prefix = name.removesuffix(MANIFEST)
+        try:
+            checkpoint = _read(store, name)
+            reason = fits(checkpoint)
+            if reason is None:
+                return checkpoint, _download(store, checkpoint, folder / f"step-{checkpoint.step}")
+        except (Missing, StorageError) as error:
+            reason = str(error)
+        say(f"checkpoint {prefix} is passed over: {reason}")
+    return None
+
+
+def _manifest_names(store: Store, key: str) -> list[str]:
+    """Manifests of all the stage's checkpoints, the newest step first."""
+    names = [info.name for info in store.list(work_prefix(key)) if info.name.endswith(f"/{MANIFEST}")]
+    return sorted(names, key=lambda name: (_step(name), name), reverse=True)
+
+
+def _step(name: str) -> int:
+    with contextlib.suppress(ValueError, IndexError):
+        return int(name.split("/")[-2].removeprefix("step-"))
+    return -1
+
+
+def _read(store: Store, name: str) -> Checkpoint:
+    try:
+        return Checkpoint.model_validate_json(store.get(name))
+    except ValidationError as error:
+        raise StorageError(f"{name} is not a checkpoint's manifest ({error.error_count()} errors)") from error
+
+
+def _download(store: Store, checkpoint: Checkpoint, folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for ref in checkpoint.objects:
+        target = folder / ref.path
+        store.download(ref.name, target, size=ref.size)
+        if target.stat().st_size != ref.size or body_sha256(target) != ref.sha256:
+            raise StorageError(f"{ref.name} is damaged: its bytes have another sha256 than its manifest says")
+    return folder
+
+
+def _delete(store: Store, prefix: str) -> None:
+    store.delete(prefix + MANIFEST)
+    for info in list(store.list(prefix)):
+        store.delete(info.name)
+
+
+def own_files(names: Sequence[str], rank: int) -> list[str]:
+    """Which of a checkpoint folder's files ``rank`` uploads: its shards; rank 0 also what all share."""
+    mine = [name for name in names if f"zero_pp_rank_{rank}_" in name]
+    shared = [name for name in names if "zero_pp_rank_" not in name]
+    return sorted(mine + (shared if rank == 0 else []))

@@ -1,0 +1,175 @@
+"""The student in training: a Hugging Face causal language model, its backbone run once, and the loss that owns its head."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kd_runtime.api.failures import SettingsError
+from kd_runtime.api.job import LoRA, Precision, Train
+from kd_runtime.losses.chunked import STATS
+from kd_runtime.losses.head import LossSums, SparseKDHead
+from kd_runtime.models.loading import load_causal_lm
+from kd_runtime.training import attention
+from kd_runtime.training.batches import MicroBatch
+
+SUMS = ("kd", "ce", "kd_count", "ce_count", "positions", *STATS[2:])
+"""What a micro-batch's forward pass returns sums of, in this order."""
+
+DTYPES = {Precision.fp32: torch.float32, Precision.bf16: torch.bfloat16}
+
+
+class Student(nn.Module):
+    """A causal language model and its loss; what DeepSpeed's engine wraps."""
+
+    def __init__(self, model: Any, head: SparseKDHead):
+        super().__init__()
+        self.model = model
+        self.head = head
+        self.own_attention = False
+        """True where packed rows go through `rows_attention`."""
+
+    @property
+    def language_model(self) -> Any:
+        """The causal language model itself, adapters' wrapper taken off."""
+        return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+
+    @property
+    def backbone(self) -> Any:
+        """All but the output head."""
+        return self.language_model.base_model
+
+    def forward(self, batch: MicroBatch, kd_weight: float, ce_weight: float) -> tuple[Tensor, Tensor]:
+        """The loss of one micro-batch, and `SUMS` of it [len(SUMS)] float64."""
+        loss, sums = self.head(
+            self.hidden(batch),
+            batch.label_ids,
+            batch.top_ids,
+            batch.top_lp,
+            batch.tail_lp,
+            batch.kd_mask,
+            batch.ce_mask,
+            kd_weight=kd_weight,
+            ce_weight=ce_weight,
+        )
+        return loss, stacked(sums)
+
+    def hidden(self, batch: MicroBatch) -> Tensor:
+        """Hidden states [P, H] that the batch's targets pair with."""
+        extra = {"row_lengths": batch.row_lengths} if self.own_attention and batch.attention_mask is None else {}
+        states: Tensor = self.backbone(
+            input_ids=batch.input_ids,
+            position_ids=batch.position_ids,
+            attention_mask=batch.attention_mask,
+            use_cache=False,
+            **extra,
+        ).last_hidden_state
+        return states.reshape(-1, states.shape[-1]).index_select(0, batch.sources)
+
+    def check_packing(self, device: torch.device) -> None:
+        """SettingsError where packed rows see each other; a few tokens are run to know."""
+        extra: dict[str, Any] = {"row_lengths": ()} if self.own_attention else {}
+        attention.check_isolation(self.backbone, extra, self.head.settings.vocab, device)
+
+
+def stacked(sums: LossSums) -> Tensor:
+    """`SUMS` of a `LossSums`, as one tensor."""
+    named = {"kd": sums.kd, "ce": sums.ce, "kd_count": sums.kd_count, "ce_count": sums.ce_count, **sums.stats}
+    return torch.stack([named[name].double() for name in SUMS])
+
+
+@dataclass(frozen=True)
+class LogitRules:
+    """What a model does to its logits: logits = softcap * tanh(scale * h W^T / softcap)."""
+
+    scale: float = 1.0
+    softcap: float | None = None
+
+    @classmethod
+    def of(cls, config: Any) -> LogitRules:
+        """Read from a Hugging Face config (Cohere multiplies, Granite divides, Gemma caps)."""
+        text = config.get_text_config()
+        scale = float(getattr(text, "logit_scale", None) or 1.0) / float(getattr(text, "logits_scaling", None) or 1.0)
+        return cls(scale, getattr(text, "final_logit_softcapping", None))
+
+
+def build_student(folder: Path, train: Train, vocabulary: int, *, trust_remote_code: bool = False) -> Student:
+    """Load the model in ``folder`` and put the loss on it; ``vocabulary`` is the tokenizer's true size.
+
+    Raises:
+        SettingsError: the model does not fit the settings, or its vocabulary the tokenizer's.
+    """
+    model = load_causal_lm(folder, DTYPES[train.precision], trust_remote_code=trust_remote_code)
+    rows = vocabulary_rows(model)
+    if rows < vocabulary:
+        raise SettingsError(
+            f"student.model: its output head has {rows} tokens, the tokenizer {vocabulary}; use its own"
+        )
+    model.config.use_cache = False
+    own_attention = train.packing and attention.suits(model, train.max_length)
+    if own_attention:
+        attention.register()
+        model.set_attn_implementation(attention.ROWS_ATTENTION)
+    head_layer = model.get_output_embeddings()
+    wrapped = with_lora(model, train.lora, train.seed) if train.lora else model
+    if train.gradient_checkpointing:
+        _checkpoint_activations(model, train)
+    rules = LogitRules.of(model.config)
+    head = SparseKDHead(
+        head_layer,
+        vocab=vocabulary,
+        divergence=train.objective.divergence.value,
+        beta=train.objective.beta,
+        temperature=train.objective.temperature,
+        logit_scale=rules.scale,
+        softcap=rules.softcap,
+    )
+    student = Student(wrapped, head)
+    student.own_attention = own_attention
+    return student.train()
+
+
+def vocabulary_rows(model: Any) -> int:
+    """Rows of the output head's weight, wherever ZeRO-3 keeps it."""
+    weight = model.get_output_embeddings().weight
+    return int(getattr(weight, "ds_shape", weight.shape)[0])
+
+
+def with_lora(model: Any, lora: LoRA, seed: int) -> Any:
+    """The model with low-rank additions in its backbone, drawn from ``seed``; all else frozen.
+
+    Raises:
+        SettingsError: a target module is the output head, or no layer has that name.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    targets = list(lora.target_modules)
+    head_name = next(name for name, module in model.named_modules() if module is model.get_output_embeddings())
+    if any(head_name.endswith(target) for target in targets):
+        raise SettingsError(f"train.lora.targetModules: {head_name} is the output head; take it out")
+    torch.manual_seed(seed)
+    config = LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=targets or "all-linear",
+        exclude_modules=[head_name],
+        bias="none",
+        task_type="CAUSAL_LM",
+    )
+    try:
+        return get_peft_model(model, config)
+    except ValueError as error:
+        raise SettingsError(f"train.lora.targetModules: {', '.join(targets) or 'all-linear'}: {error}") from error
+
+
+def _checkpoint_activations(model: Any, train: Train) -> None:
+    # ZeRO-3 releases parameters between the two passes, which the non-reentrant kind takes for changed shapes.
+    reentrant = train.deepspeed.zero_stage == 3
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": reentrant})
+    if reentrant and train.lora:
+        model.enable_input_require_grads()

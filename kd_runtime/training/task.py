@@ -1,0 +1,69 @@
+"""What a gang's parent tells its ranks: one JSON file, the same for all of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+from kd_runtime.api.job import Train
+
+
+class MicroBatchBound(BaseModel):
+    """Rows or tokens of one forward pass; one of them."""
+
+    model_config = ConfigDict(frozen=True)
+
+    rows: int | None = None
+    tokens: int | None = None
+
+
+class StoreAddress(BaseModel):
+    """How a rank opens the store."""
+
+    model_config = ConfigDict(frozen=True)
+
+    uri: str
+    endpoint: str | None = None
+    region: str | None = None
+
+
+class RankTask(BaseModel):
+    """Everything that a rank needs besides its place (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT)."""
+
+    model_config = ConfigDict(frozen=True)
+
+    train: Train
+    model: Path
+    """The student's Hugging Face directory."""
+    trust_remote_code: bool = False
+    vocabulary: int
+    """The tokenizer's true size V."""
+    rows: tuple[Path, ...]
+    """Parquet files of the rows artifact, in order."""
+    selection: Path
+    """What `Selection.save` wrote."""
+    logits: tuple[Path, ...] = ()
+    logits_spec: dict[str, str] | None = None
+    """`ShardSpec.metadata`; None without logits."""
+    micro_batch: MicroBatchBound
+    out: Path
+    """Where rank 0 writes model/, log/ and summary.json."""
+    store: StoreAddress
+    work_prefix: str
+    """Where checkpoints lie in the store: work/<key>/<writer>/."""
+    resume: Path | None = None
+    """A downloaded checkpoint's folder."""
+    resume_step: int = 0
+    rehearsal: bool = False
+    """Take one step on the longest micro-batch, write nothing, end."""
+    threads: int = 1
+
+    def write(self, path: Path) -> None:
+        """Store for the ranks."""
+        path.write_text(self.model_dump_json(by_alias=True, exclude_none=True))
+
+    @classmethod
+    def read(cls, path: Path) -> RankTask:
+        """Read what `write` stored."""
+        return cls.model_validate_json(path.read_text())
