@@ -116,7 +116,7 @@ class Capture(Model):
 
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
-            "!has(self.profile) || self.profile != 'Unbiased' || (has(self.tailDraws) && self.tailDraws > 0)",
+            "!has(self.profile) || self.profile != 'Unbiased' || (has(self.tailDraws) && 0 < self.tailDraws)",
             "profile Unbiased draws from the tail; set tailDraws to 1 or more",
             "tailDraws",
         ),

@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from kd_runtime.api.crd import kinds
+from kd_runtime.api.reasons import REMEDIES
 from kd_runtime.api.structural import Schema, schema_of
 
 _TOP = """# API reference
@@ -33,7 +34,14 @@ def reference() -> str:
         for name, child in schema["properties"].items():
             if name not in _SKIPPED:
                 parts.extend(_section(name, child))
+    parts.extend(_reasons())
     return "".join(parts)
+
+
+def _reasons() -> Iterator[str]:
+    yield "\n## Reasons of conditions\n\n| reason | what to do |\n|---|---|\n"
+    for reason, remedy in REMEDIES.items():
+        yield f"| `{reason}` | {_cell(remedy)} |\n"
 
 
 def _section(path: str, schema: Schema) -> Iterator[str]:

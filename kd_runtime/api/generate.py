@@ -35,12 +35,13 @@ def generated() -> dict[Path, str]:
 
 def main(arguments: list[str]) -> int:
     """The exit code: 0, or 1 where --check found a difference."""
-    stale = [path for path, text in generated().items() if not path.exists() or path.read_text() != text]
+    files = generated()
+    stale = [path for path, text in files.items() if not path.exists() or path.read_text() != text]
     if "--check" in arguments:
         for path in stale:
             print(f"{path.relative_to(ROOT)} is not what the models say; run `make generate`", file=sys.stderr)
         return int(bool(stale))
-    for path, text in generated().items():
+    for path, text in files.items():
         path.parent.mkdir(exist_ok=True)
         path.write_text(text)
     return 0

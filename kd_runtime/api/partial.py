@@ -10,6 +10,7 @@ from typing import Annotated, Any, Union, get_args, get_origin
 from pydantic import BaseModel, create_model
 from pydantic.fields import FieldInfo
 
+from kd_runtime.api.classes import KeyClass
 from kd_runtime.api.model import Model
 
 
@@ -18,11 +19,14 @@ def partial(model: type[Model]) -> type[Model]:
     """``model`` with all fields optional, nested models too, and without its rules."""
     fields: dict[str, Any] = {}
     for name, info in model.model_fields.items():
-        kept = [item for item in info.metadata if not isinstance(item, FieldInfo)]
+        classes = [item for item in info.metadata if isinstance(item, KeyClass)]
+        bounds = [item for item in info.metadata if not isinstance(item, KeyClass)]
         annotation: Any = _partial_annotation(info.annotation)
-        if kept:
-            annotation = Annotated[(annotation, *kept)]
-        optional = Union[annotation, None]  # noqa: UP007 - built at run time
+        if bounds:
+            annotation = Annotated[(annotation, *bounds)]
+        optional: Any = Union[annotation, None]  # noqa: UP007 - built at run time
+        if classes:
+            optional = Annotated[(optional, *classes)]
         fields[name] = (optional, FieldInfo(default=None, description=info.description))
     made: type[Model] = create_model(f"Partial{model.__name__}", __base__=Model, **fields)
     made.__doc__ = model.__doc__
