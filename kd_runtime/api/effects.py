@@ -29,7 +29,6 @@ _OF_DIVERGENCE = {
 _OF_CLUSTER = (
     "suspend",
     "scheduling",
-    "failure_policy",
     "budget",
     "active_deadline_seconds",
     "pending_deadline_seconds",
@@ -143,11 +142,13 @@ def _train(train: Train, path: str) -> Iterator[FieldError]:
 def _on_a_laptop(spec: DistillationJobSpec) -> Iterator[FieldError]:
     why = "only a cluster acts on it"
     yield from _changed(spec, "spec", _OF_CLUSTER, why)
+    yield from _changed(spec.failure_policy, "spec.failurePolicy", ("disruption_limit",), why)
     yield from _changed(spec.artifacts, "spec.artifacts", ("credentials_secret_ref", "service_account_name"), why)
     for path, teacher in teacher_paths(spec):
         if teacher.hosted is not None:
             yield from _changed(teacher.hosted, f"{path}.hosted", ("replicas", "gpus_per_replica"), why)
     for number, stage in enumerate(spec.stages):
+        yield from _changed(stage, f"spec.stages[{number}]", ("timeout_seconds",), why)
         yield from _changed(stage.resources, f"spec.stages[{number}].resources", tuple(Resources.model_fields), why)
 
 

@@ -97,6 +97,7 @@ def test_on_a_laptop_what_only_a_cluster_acts_on_is_named() -> None:
         "spec.artifacts.serviceAccountName",
         "spec.teacher.hosted.replicas",
         "spec.teacher.hosted.gpusPerReplica",
+        "spec.stages[1].timeoutSeconds",
         "spec.stages[3].resources.nodes",
         "spec.stages[3].resources.memory",
     }
