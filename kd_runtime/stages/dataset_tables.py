@@ -44,27 +44,27 @@ def read_arrow(path: Path, name: str, columns: tuple[str, ...]) -> Iterator[Reco
     try:
         with pa.memory_map(str(path)) as source:
             row = 0
-            for batch in _batches(source):
+            for batch, position in _batches(source, size):
                 require_columns(name, batch.schema.names, columns)
                 for start in range(0, batch.num_rows, BATCH_ROWS):
                     piece = batch.select(list(columns)).slice(start, BATCH_ROWS)
-                    yield from _records(piece, name, row + start, source.tell(), 0)
+                    yield from _records(piece, name, row + start, position, 0)
                 row += batch.num_rows
-            if source.tell() > size:
-                raise DataError(f"{name}: is cut off; write it again")
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{name}: is not a readable Arrow file ({error}); write it again") from error
 
 
-def _batches(source: Any) -> Iterator[pa.RecordBatch]:
+def _batches(source: Any, size: int) -> Iterator[tuple[pa.RecordBatch, int]]:
+    """(batch, bytes that were read by its end) of a stream, or of a file, whose batches lie anywhere."""
     if source.read(6) == b"ARROW1":
         source.seek(0)
         file = pa.ipc.open_file(source)
         for number in range(file.num_record_batches):
-            yield file.get_batch(number)
+            yield file.get_batch(number), size * (number + 1) // file.num_record_batches
     else:
         source.seek(0)
-        yield from pa.ipc.open_stream(source)
+        for batch in pa.ipc.open_stream(source):
+            yield batch, source.tell()
 
 
 def _records(batch: pa.RecordBatch, name: str, first: int, size: int, total: int) -> Iterator[Record | Malformed]:

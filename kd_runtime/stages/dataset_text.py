@@ -129,6 +129,11 @@ def _csv_record(header: list[str], values: list[str], source: str, position: int
     return Record(source, position, dict(zip(header, values, strict=True)))
 
 
+def _newlines_before(element: bytes) -> int:
+    """Line ends in the white space that ``element`` begins with."""
+    return element[: len(element) - len(element.lstrip())].count(b"\n")
+
+
 @dataclass
 class _Elements:
     """Cuts the elements out of a JSON array of any size. Where brackets do not match, the damage stays in one element."""
@@ -145,7 +150,8 @@ class _Elements:
         while True:
             token = self._next_token()
             if token is None:
-                raise DataError(f"{self.file.name}:{self._line}: the array is not closed; the file was cut off")
+                line = self._line + _newlines_before(self._buffer)
+                raise DataError(f"{self.file.name}:{line}: the array is not closed; the file was cut off")
             start, end, mark = token
             if mark in (b",", b"]") and len(self._open) == 1:
                 yield from self._cut(start, end)
@@ -191,7 +197,7 @@ class _Elements:
 
     def _cut(self, start: int, end: int) -> Iterator[tuple[bytes, int]]:
         element, gone = self._buffer[:start], self._buffer[:end]
-        line = self._line + element[: len(element) - len(element.lstrip())].count(b"\n")
+        line = self._line + _newlines_before(element)
         self._line += gone.count(b"\n")
         self._buffer, self._scanned = self._buffer[end:], 0
         if element.strip():

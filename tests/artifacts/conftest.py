@@ -102,7 +102,12 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
         return FileStore(tmp_path / "store")
     server: S3Server = request.getfixturevalue("s3")
     return S3Store(
-        server.new_bucket(), "team/kd", endpoint=server.url, attempts=3, part_bytes=PART_BYTES, multipart_bytes=PART_BYTES
+        server.new_bucket(),
+        "team/kd",
+        endpoint=server.url,
+        attempts=3,
+        part_bytes=PART_BYTES,
+        multipart_bytes=PART_BYTES,
     )
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from artifacts.faulty_proxy import Fault, FaultyProxy, faulty_proxy
+
 from kd_runtime.api.failures import DeniedError, SettingsError, StorageError
 from kd_runtime.artifacts.s3_store import S3Store
 from kd_runtime.artifacts.store import AlreadyExists, open_store
@@ -95,7 +96,9 @@ def test_a_download_goes_on_where_another_process_stopped(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["copy", "large"]
 
 
-def test_what_was_begun_of_another_version_is_dropped(store: S3Store, proxy: FaultyProxy, large: Path, tmp_path: Path) -> None:
+def test_what_was_begun_of_another_version_is_dropped(
+    store: S3Store, proxy: FaultyProxy, large: Path, tmp_path: Path
+) -> None:
     store.put("large", large)
     proxy.fail("GET", "large", Fault.Refused, times=100)
     with pytest.raises(StorageError):
@@ -122,7 +125,12 @@ def test_a_server_that_is_not_there_is_a_storage_error_that_names_the_endpoint(s
 
 def test_a_missing_bucket_is_named(s3) -> None:
     store = open_store("s3://no-such-bucket-here/kd/", endpoint=s3.url)
-    for use in (lambda: store.stat("a"), lambda: store.get("a"), lambda: store.put("a", b""), lambda: list(store.list(""))):
+    for use in (
+        lambda: store.stat("a"),
+        lambda: store.get("a"),
+        lambda: store.put("a", b""),
+        lambda: list(store.list("")),
+    ):
         with pytest.raises(SettingsError, match="s3://no-such-bucket-here: there is no such bucket; create it"):
             use()
 
@@ -133,7 +141,12 @@ def test_a_wrong_secret_is_denied(s3, monkeypatch: pytest.MonkeyPatch) -> None:
     bucket = s3.new_bucket()
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
     store = open_store(f"s3://{bucket}/", endpoint=s3.url)
-    for use in (lambda: store.stat("a"), lambda: store.get("a"), lambda: store.put("a", b""), lambda: list(store.list(""))):
+    for use in (
+        lambda: store.stat("a"),
+        lambda: store.get("a"),
+        lambda: store.put("a", b""),
+        lambda: list(store.list("")),
+    ):
         with pytest.raises(DeniedError, match=f"access to bucket {bucket} is denied .*check the credentials"):
             use()
 

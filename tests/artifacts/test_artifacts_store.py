@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+
 from kd_runtime.api.failures import StorageError
 from kd_runtime.artifacts.store import AlreadyExists, Missing, Store
 
@@ -53,7 +54,11 @@ def test_a_name_never_leaves_the_store(store: Store, name: str) -> None:
 
 def test_what_is_absent_is_missing_everywhere(store: Store, tmp_path: Path) -> None:
     assert store.stat("no") is None and not store.exists("no") and list(store.list("no")) == []
-    for read in (lambda: store.get("no"), lambda: store.read_range("no", 0, 4), lambda: store.download("no", tmp_path / "x")):
+    for read in (
+        lambda: store.get("no"),
+        lambda: store.read_range("no", 0, 4),
+        lambda: store.download("no", tmp_path / "x"),
+    ):
         with pytest.raises(Missing, match=f"{store.uri}no: is not there"):
             read()
     assert not (tmp_path / "x").exists()

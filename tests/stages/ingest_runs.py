@@ -10,13 +10,13 @@ from manifests import FULL, job
 
 from kd_runtime.api.parse import parse_job
 from kd_runtime.api.runtime import shipped_runtime
+from kd_runtime.api.wiring import DATASET
 from kd_runtime.artifacts.cache import Cache
 from kd_runtime.artifacts.manifest import Manifest
 from kd_runtime.artifacts.rejects import Reject, read_rejects
 from kd_runtime.artifacts.rows import Row, rows_of
 from kd_runtime.artifacts.store import Store, open_store
 from kd_runtime.artifacts.writer import new_writer_id
-from kd_runtime.api.wiring import DATASET
 from kd_runtime.planning.resolve import build_plan
 from kd_runtime.stages.context import StageContext
 from kd_runtime.stages.ingest import run

@@ -63,7 +63,13 @@ def test_a_system_column_becomes_a_system_turn_where_it_says_something(tmp_path:
 def test_messages_end_with_the_response_and_earlier_answers_are_scored_only_with_all(
     tmp_path: Path, tiny_models: Path
 ) -> None:
-    turns = [("system", ""), ("user", "Hi"), ("assistant", "Hello."), ("user", SKY["question"]), ("assistant", SKY["answer"])]
+    turns = [
+        ("system", ""),
+        ("user", "Hi"),
+        ("assistant", "Hello."),
+        ("user", SKY["question"]),
+        ("assistant", SKY["answer"]),
+    ]
     record = {"turns": [{"role": role, "content": content, "name": None} for role, content in turns]}
     scored = {}
     for loss_on in ("LastTurn", "All"):
@@ -116,13 +122,17 @@ def test_a_prompt_is_on_one_side_whatever_its_answer_and_the_share_is_about_righ
     tmp_path: Path, tiny_models: Path
 ) -> None:
     records = [{**record, "answer": answer} for record in questions(200) for answer in ("Yes.", "No.")]
-    made = ingest(tmp_path, tiny_models, {"d.jsonl": jsonl(*records)}, at="d.jsonl", holdout={"fraction": 0.25, "seed": 3})
+    made = ingest(
+        tmp_path, tiny_models, {"d.jsonl": jsonl(*records)}, at="d.jsonl", holdout={"fraction": 0.25, "seed": 3}
+    )
     sides: dict[str, set[str]] = {}
     for row in made.rows:
         sides.setdefault(row.messages[-1]["content"], set()).add(row.split)
     assert all(len(side) == 1 for side in sides.values())
     assert 60 <= made.counts["heldOut"] <= 140
-    other = ingest(tmp_path / "b", tiny_models, {"d.jsonl": jsonl(*records)}, at="d.jsonl", holdout={"fraction": 0.25, "seed": 4})
+    other = ingest(
+        tmp_path / "b", tiny_models, {"d.jsonl": jsonl(*records)}, at="d.jsonl", holdout={"fraction": 0.25, "seed": 4}
+    )
     assert [row.split for row in other.rows] != [row.split for row in made.rows]
 
 
@@ -142,7 +152,9 @@ def test_more_rejected_than_allowed_ends_with_counts_and_the_first_rejects(tmp_p
         "spec.dataset.maxRejectedRatio: 2 of 10 rows are rejected (20.0%, 10.0% allowed; BadJSON 1, WrongField 1)"
     )
     assert "d.jsonl:9 BadJSON" in text and "d.jsonl:10 WrongField: column 'answer' (fields.response) is missing" in text
-    assert ingest(tmp_path / "b", tiny_models, {"d.jsonl": body}, at="d.jsonl", maxRejectedRatio=0.2).counts["done"] == 8
+    assert (
+        ingest(tmp_path / "b", tiny_models, {"d.jsonl": body}, at="d.jsonl", maxRejectedRatio=0.2).counts["done"] == 8
+    )
 
 
 @pytest.mark.parametrize("body", [b"\n\n", b'{"question": ""}\n'])
@@ -166,7 +178,9 @@ def test_a_template_of_the_users_renders_the_rows(tmp_path: Path, tiny_models: P
     )
     made = one(tmp_path, tiny_models, SKY, template=f"file://{jinja}")
     plain = one(tmp_path / "b", tiny_models, SKY)
-    assert made.rows[0].input_ids.tolist() == Template(tiny_models / "student", jinja.read_text()).prompt(
-        made.rows[0].messages
-    ).ids.tolist() + made.rows[0].input_ids[made.rows[0].prompt_tokens :].tolist()
+    assert (
+        made.rows[0].input_ids.tolist()
+        == Template(tiny_models / "student", jinja.read_text()).prompt(made.rows[0].messages).ids.tolist()
+        + made.rows[0].input_ids[made.rows[0].prompt_tokens :].tolist()
+    )
     assert not np.array_equal(made.rows[0].input_ids, plain.rows[0].input_ids)

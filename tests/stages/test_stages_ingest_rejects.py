@@ -21,10 +21,18 @@ BAD: dict[str, tuple[bytes, str, str]] = {
     "a huge number": (b'{"question": ' + b"9" * 5000 + b"}", "BadJSON", "Exceeds the limit"),
     "Latin-1": ('{"question": "Käse", "answer": "x"}'.encode("latin-1"), "NotUTF8", "byte 0xe4 at 15 is not UTF-8"),
     "lone surrogate": (b'{"question": "a\\ud800b", "answer": "x"}', "NotUTF8", "'question' (fields.prompt)"),
-    "escaped control character": (b'{"question": "a\\u0000b", "answer": "x"}', "WrongField", "control character U+0000"),
+    "escaped control character": (
+        b'{"question": "a\\u0000b", "answer": "x"}',
+        "WrongField",
+        "control character U+0000",
+    ),
     "no prompt": (b'{"answer": "x"}', "WrongField", "column 'question' (fields.prompt) is missing; the row has answer"),
     "no response": (b'{"question": "x"}', "WrongField", "column 'answer' (fields.response) is missing"),
-    "a number": (b'{"question": 3, "answer": "x"}', "WrongField", "column 'question' (fields.prompt) is a number, not text"),
+    "a number": (
+        b'{"question": 3, "answer": "x"}',
+        "WrongField",
+        "column 'question' (fields.prompt) is a number, not text",
+    ),
     "an object": (b'{"question": "x", "answer": {}}', "WrongField", "column 'answer' (fields.response) is an object"),
     "empty prompt": (b'{"question": "  \\n", "answer": "x"}', "Empty", "column 'question' (fields.prompt) is empty"),
     "null response": (b'{"question": "x", "answer": null}', "Empty", "column 'answer' (fields.response) is null"),
@@ -73,7 +81,9 @@ def test_malformed_messages_name_the_message(tmp_path: Path, tiny_models: Path, 
 def test_two_answers_to_one_conversation_are_refused(tmp_path: Path, tiny_models: Path) -> None:
     told = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]
     body = "".join(json.dumps({"m": m, "answer": "Hey."}) + "\n" for m in (told[:1], told)).encode()
-    made = ingest(tmp_path, tiny_models, {"d.jsonl": body}, at="d.jsonl", fields={"messages": "m", "response": "answer"})
+    made = ingest(
+        tmp_path, tiny_models, {"d.jsonl": body}, at="d.jsonl", fields={"messages": "m", "response": "answer"}
+    )
     assert made.reasons == {"d.jsonl:2": "WrongField"} and len(made.rows) == 1
 
 
