@@ -83,7 +83,7 @@ def local_url(host: str, port: int) -> str:
 
 
 def _serve_vllm(options: ServeOptions) -> ExitClass:
-    from kd_runtime.teachers.vllm_command import command, environment
+    from kd_runtime.teachers.vllm_command import command, environment, on_cpu
 
     ended = threading.Event()
     orphaned = threading.Event()
@@ -91,7 +91,7 @@ def _serve_vllm(options: ServeOptions) -> ExitClass:
         signal.signal(number, lambda *_: ended.set())
     if options.leashed:
         when_orphaned(orphaned.set)
-    leash = Leash(command(options), environment(options, os.environ))
+    leash = Leash(command(options, cpu=on_cpu()), environment(options, os.environ, cpu=on_cpu()))
     code = None
     while code is None and not orphaned.is_set() and not ended.wait(POLL_SECONDS):
         code = leash.poll()

@@ -157,8 +157,8 @@ class TransformersApp:
 
     def warm_up(self) -> None:
         """Score a prompt: what must have worked before /health may say so."""
-        row, spec = wire.WARM_UP.rows[0], wire.WARM_UP.spec
-        self._engine.score(row, spec.k, spec.vocab)
+        asked = wire.warm_up(self._engine.vocab)
+        wire.encode_answer(self._score(asked, lambda: True), asked)
 
     def _score(self, asked: wire.ScoreRequest, wanted: Wanted) -> list[TeacherRow]:
         return [self._engine.score(row, asked.spec.k, asked.spec.vocab, wanted) for row in asked.rows]

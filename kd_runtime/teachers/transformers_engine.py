@@ -60,6 +60,7 @@ class TransformersEngine:
     def __init__(self, model: Any, tokenizer: Any, max_model_len: int) -> None:
         self._model, self._tokenizer = model.eval(), tokenizer
         self.max_model_len = max_model_len
+        self.vocab = int(model.config.get_text_config().vocab_size)
         self._ends = _end_ids(model, tokenizer)
         self._keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
 
@@ -116,6 +117,10 @@ class TransformersEngine:
             )
         if not ask.ids:
             raise BadRequest("the prompt is empty")
+        if ask.max_tokens > self.max_model_len:  # as vLLM does
+            raise BadRequest(
+                f"max_tokens {ask.max_tokens} exceeds this model's maximum context length of {self.max_model_len} tokens"
+            )
         budget = min(ask.max_tokens, room)
         out: list[int] = []
         for token in self._tokens(ask, budget):

@@ -63,7 +63,7 @@ class Score:
         The first scored prompt may compile a kernel for many seconds, or fail where no compiler is.
         """
         keep_tensors()
-        await score_rows(wire.WARM_UP, engine_client)
+        await score_rows(wire.warm_up(engine_client.model_config.get_vocab_size()), engine_client)
 
 
 def keep_tensors() -> None:

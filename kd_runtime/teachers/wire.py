@@ -55,11 +55,10 @@ class ScoreRequest:
     """The teacher that the client means to ask; a server that is another answers 409."""
 
 
-WARM_UP = ScoreRequest(
-    (ScoreRow(bytes(KEY_BYTES), np.array([0, 1, 2], np.uint32), np.array([False, True, True])),),
-    ShardSpec("Exact", 2, vocab=3),
-)
-"""What a server asks its own model before it says that it is ready: any vocabulary has these ids."""
+def warm_up(vocab: int) -> ScoreRequest:
+    """What a server asks its own model before it says that it is ready; ``vocab`` as its model has it."""
+    row = ScoreRow(bytes(KEY_BYTES), np.array([0, 1, 2], np.uint32), np.array([False, True, True]))
+    return ScoreRequest((row,), ShardSpec("Exact", min(2, vocab), vocab=vocab))
 
 
 def encode_request(request: ScoreRequest) -> bytes:
