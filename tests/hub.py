@@ -57,7 +57,11 @@ class RecordedHub:
 
             def _send(self, code: int, content: bytes, headers: dict[str, str], body: bool) -> None:
                 self.send_response(code)
-                for name, value in {"Content-Type": "application/json", **headers, "Content-Length": str(len(content))}.items():
+                for name, value in {
+                    "Content-Type": "application/json",
+                    **headers,
+                    "Content-Length": str(len(content)),
+                }.items():
                     self.send_header(name, value)
                 self.end_headers()
                 if body:
@@ -92,4 +96,13 @@ def model_info(name: str, folder: Path) -> dict[str, Any]:
         if file.suffix in LFS_SUFFIXES:
             sibling["lfs"] = {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 130}
         siblings.append(sibling)
-    return {"_id": "1", "id": name, "modelId": name, "sha": COMMIT, "private": False, "siblings": siblings, "tags": [], "downloads": 0}
+    return {
+        "_id": "1",
+        "id": name,
+        "modelId": name,
+        "sha": COMMIT,
+        "private": False,
+        "siblings": siblings,
+        "tags": [],
+        "downloads": 0,
+    }

@@ -9,10 +9,12 @@ from pathlib import Path
 import psutil
 from rich.console import Console
 
-from kd_runtime.api.failures import KDError, SettingsError
+from kd_runtime.api.failures import GateError, KDError, SettingsError
 from kd_runtime.api.parse import warnings
 from kd_runtime.artifacts.cache import Cache
+from kd_runtime.artifacts.manifest import read_manifest
 from kd_runtime.artifacts.store import Store, open_store
+from kd_runtime.evaluation.gates import judge_manifest
 from kd_runtime.evaluation.report import render_report
 from kd_runtime.local.display import Display
 from kd_runtime.local.executor import Executor
@@ -21,7 +23,7 @@ from kd_runtime.local.manifest import LocalJob, load_job
 from kd_runtime.local.tables import plan_table
 from kd_runtime.planning.estimates import StageEstimate, estimate, sample_dataset
 from kd_runtime.planning.lookup import StageLookup, look_up
-from kd_runtime.planning.plan import Plan
+from kd_runtime.planning.plan import Plan, StageType
 from kd_runtime.planning.probes import missing_secrets, probe_memory, probe_store, probe_teachers, probe_tokenizers
 from kd_runtime.planning.resolve import build_plan
 from kd_runtime.stages.runner import mark_used
@@ -99,7 +101,26 @@ def run_manifest(manifest: Path, runtime: Path | None, console: Console) -> Path
             Executor(planned.plan, planned.store, folder, cache, display).run()
         report = write_report(planned.plan, planned.store, cache, local.run_folder / "report.html")
         folder.keep(RunState(state.run_id, planned.plan.digest, ended=True))
+        check_gates(planned.plan, planned.store, Cache(cache))
         return report
+
+
+def check_gates(plan: Plan, store: Store, cache: Cache) -> None:
+    """Gates of evaluations that no publish stage reads decide how the job ends (publish judges the others itself).
+
+    Raises:
+        GateError: a gate is unmet; the message names its measure, bound and value.
+    """
+    read = {name for stage in plan.stages if stage.type is StageType.Publish for name in stage.inputs.values()}
+    unmet = []
+    for stage in plan.stages:
+        body = plan.settings(stage.name).evaluate if stage.type is StageType.Evaluate else None
+        manifest = read_manifest(store, stage.key) if body and body.gates and stage.name not in read else None
+        if body is not None and manifest is not None:
+            judged = judge_manifest(store, cache, manifest, body.gates)
+            unmet += [f"{stage.name}: {one.sentence()}" for one in judged if not one.outcome.passed]
+    if unmet:
+        raise GateError(f"{'; '.join(unmet)}; train longer or on more data, or change the gate")
 
 
 def _store_plan(planned: Planned) -> None:

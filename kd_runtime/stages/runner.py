@@ -19,7 +19,7 @@ from types import FrameType
 from kd_runtime.api.failures import ExitClass, KDError, SettingsError, TransientError, classify
 from kd_runtime.api.result import StageResult
 from kd_runtime.artifacts.cache import Cache
-from kd_runtime.artifacts.manifest import Manifest, manifest_sha256, read_manifest, retire
+from kd_runtime.artifacts.manifest import Manifest, read_manifest, retire
 from kd_runtime.artifacts.store import Missing, Store, open_store
 from kd_runtime.artifacts.writer import new_writer_id
 from kd_runtime.planning.lookup import Lookup, judge
@@ -167,7 +167,7 @@ def _result(outcome: StageOutcome) -> StageResult:
     return StageResult(
         exit_class=ExitClass.Done,
         message=outcome.message,
-        manifest_sha256=manifest_sha256(outcome.manifest) if outcome.manifest else None,
+        manifest_sha256=outcome.manifest.sha256 if outcome.manifest else None,
         counts=outcome.counts,
         metrics=outcome.metrics,
         gates=tuple(outcome.gates),

@@ -13,7 +13,7 @@ from kd_runtime.planning.fetch import fetch_external
 from kd_runtime.planning.plan import Plan, StageType
 from kd_runtime.planning.resolve import teacher_named
 from kd_runtime.stages.runner import default_cache, load_plan
-from kd_runtime.teachers.serve import ServeOptions, ServingSettings
+from kd_runtime.teachers.serve import ServeOptions
 
 
 def planned_teacher(
@@ -44,25 +44,18 @@ def planned_teacher(
 
 
 def _options(plan: Plan, store: Store, name: str, hosted: HostedTeacher, folder: Path) -> ServeOptions:
-    settings = hosted.serving
     runtime = plan.serving
     return ServeOptions(
         model_dir=folder,
         engine=hosted.engine,
         served_name=name,
         dtype=hosted.dtype.value,
-        quantization=hosted.quantization.value if hosted.quantization else None,
+        quantization=hosted.quantization,
         max_model_len=hosted.max_model_len,
         max_logprobs=max([20, *_wanted_logprobs(plan, name)]),
         trust_remote_code=hosted.model.trust_remote_code,
-        serving=ServingSettings(
-            gpu_memory_utilization=settings.gpu_memory_utilization,
-            max_num_seqs=settings.max_num_seqs,
-            max_num_batched_tokens=settings.max_num_batched_tokens,
-            enforce_eager=settings.enforce_eager,
-            tensor_parallel=hosted.parallelism.tensor,
-            pipeline_parallel=hosted.parallelism.pipeline,
-        ),
+        serving=hosted.serving,
+        parallelism=hosted.parallelism,
         extra_args=runtime.extra_args,
         extra_env={variable.name: variable.value for variable in runtime.env},
         teacher_key=teacher_key(plan, name),
