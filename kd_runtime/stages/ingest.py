@@ -18,6 +18,7 @@ from kd_runtime.stages.context import StageContext, StageOutcome
 from kd_runtime.stages.conversations import Conversation, columns_of, conversation_of
 from kd_runtime.stages.dataset_records import Malformed, Reason, Record, RejectedRow
 from kd_runtime.stages.datasets import ChosenFiles, choose_files, read_file
+from kd_runtime.stages.rendering import template_of
 
 SEMANTICS = 1
 BATCH_ROWS = 256
@@ -37,7 +38,7 @@ def run(ctx: StageContext) -> StageOutcome:
     sizes = {file.path: file.size for file in external.files}
     chosen = choose_files(list(sizes), dataset.format, dataset.split, external.uri)
     tokenizer = ctx.external_dir("tokenizer")
-    template = Template(tokenizer, _override(ctx))
+    template = template_of(ctx)
     ingest = Ingest(dataset, template, tokenizer_digest(tokenizer), ctx.work)
     total = sum(sizes[name] for name in chosen.read)
     for position in ingest.read(ctx.external_dir("dataset"), chosen, sizes):
@@ -210,10 +211,3 @@ class Ingest:
             f"spec.dataset.maxRejectedRatio: {self.rejected} of {self.seen} rows are rejected ({ratio:.1%}, "
             f"{self.dataset.max_rejected_ratio:.1%} allowed; {by_reason}); correct them or raise it; first: {first}"
         )
-
-
-def _override(ctx: StageContext) -> str | None:
-    """The text of ``spec.dataset.template``, where there is one."""
-    if not ctx.has("template"):
-        return None
-    return (ctx.external_dir("template") / ctx.external("template").files[0].path).read_text(encoding="utf-8")
