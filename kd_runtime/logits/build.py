@@ -57,7 +57,7 @@ def build_planes(spec: ShardSpec, rows: Sequence[TeacherRow]) -> Planes:
         "pos_ptr": pointers(np.array([np.count_nonzero(row.scored) for row in rows])).astype(np.uint32),
         "input_ids": _joined([row.input_ids for row in rows], np.uint32),
         "scored": _joined([pack_mask(np.asarray(row.scored, np.bool_)) for row in rows], np.uint8),
-        "lab_lp": _half(_joined([row.lab_lp for row in rows], np.float64)),
+        "lab_lp": _half(_joined([row.lab_lp for row in rows], np.float32)),
         "lab_rank": np.clip(_joined([row.lab_rank for row in rows], np.int64), 0, MAX_RANK).astype(np.uint16),
     }
     if spec.k:
@@ -75,8 +75,13 @@ def refuse_problems(where: str, planes: Planes) -> None:
 
 def ordered_head(ids: NDArray[Any], lp: NDArray[Any], k: int) -> tuple[NDArray[Any], NDArray[Any]]:
     """The ``k`` most probable of each position, by descending logprob, ties by lower id."""
-    order = np.lexsort((ids, -lp), axis=1)[:, :k]
-    return np.take_along_axis(ids, order, 1), np.take_along_axis(lp, order, 1)
+    wrong = np.flatnonzero((lp[:, 1:] >= lp[:, :-1]).any(1))  # engines sort already, but leave the order of ties open
+    if len(wrong):
+        order = np.lexsort((ids[wrong], -lp[wrong]), axis=1)
+        ids, lp = ids.copy(), lp.copy()
+        ids[wrong] = np.take_along_axis(ids[wrong], order, 1)
+        lp[wrong] = np.take_along_axis(lp[wrong], order, 1)
+    return ids[:, :k], lp[:, :k]
 
 
 def tail_of_head(lp: NDArray[Any]) -> NDArray[np.float64]:
@@ -93,8 +98,8 @@ def _head_arrays(spec: ShardSpec, rows: Sequence[TeacherRow]) -> dict[str, NDArr
     low, high = split_ids(ids, spec.high_bits)
     arrays = {
         "top_lo": low,
-        "top_lp": _half(_joined([lp for _, lp, _ in heads], np.float64, (spec.k,))),
-        "tail_lp": _half(_joined([tail for _, _, tail in heads], np.float64)),
+        "top_lp": _half(_joined([lp for _, lp, _ in heads], np.float32, (spec.k,))),
+        "tail_lp": _half(_joined([tail for _, _, tail in heads], np.float32)),
     }
     return arrays | ({"top_hi": high} if spec.high_bits else {})
 
@@ -109,7 +114,7 @@ def _head(spec: ShardSpec, row: TeacherRow) -> tuple[NDArray[Any], NDArray[Any],
     return ids, lp, tail_of_head(lp) if row.tail_lp is None else row.tail_lp
 
 
-def _half(values: NDArray[np.float64]) -> NDArray[np.float16]:
+def _half(values: NDArray[np.float32]) -> NDArray[np.float16]:
     """Rounded to f16; what rounding in the engine put above 0 is 0. NaN stays, to be refused."""
     with np.errstate(over="ignore"):
         return np.minimum(values, 0).astype(np.float16)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -40,6 +41,11 @@ class Planes:
         """P, over all rows."""
         return len(self["lab_lp"])
 
+    @cached_property
+    def _bitmap_ptr(self) -> NDArray[np.int64]:
+        """[R+1]: byte offsets of the rows' bitmaps in ``scored``."""
+        return pointers(bitmap_bytes(np.diff(self["row_ptr"].astype(np.int64))))
+
     def keys(self) -> Iterator[bytes]:
         """The 16 bytes of each row's key."""
         return (key.tobytes() for key in self["key"])
@@ -52,7 +58,7 @@ class Planes:
     def mask(self, row: int) -> NDArray[np.bool_]:
         """[tokens of the row]: which of its tokens are scored."""
         start, stop = (int(at) for at in self["row_ptr"][row : row + 2])
-        first = int(bitmap_bytes(np.diff(self["row_ptr"][: row + 1].astype(np.int64))).sum())
+        first = int(self._bitmap_ptr[row])
         return unpack_mask(self["scored"][first : first + (stop - start + 7) // 8], stop - start)
 
     def row(self, row: int) -> RowTargets:
@@ -76,11 +82,10 @@ class Planes:
         """The planes of ``rows`` alone, in that order."""
         chosen = np.asarray(rows, np.int64).reshape(-1)
         lengths = {name: np.diff(self[name].astype(np.int64)) for name in ("row_ptr", "pos_ptr")}
-        bits = bitmap_bytes(lengths["row_ptr"])
         index = {
             "row": chosen,
             "token": ranges(self["row_ptr"][chosen], lengths["row_ptr"][chosen]),
-            "bitmap": ranges(pointers(bits)[chosen], bits[chosen]),
+            "bitmap": ranges(self._bitmap_ptr[chosen], bitmap_bytes(lengths["row_ptr"][chosen])),
             "position": ranges(self["pos_ptr"][chosen], lengths["pos_ptr"][chosen]),
         }
         return Planes(

@@ -1,0 +1,116 @@
+"""Bytes and read rate of a shard against JSON lines of {token id: probability} (EasyDistill 1.0's layout), at equal K.
+
+python bench/logits.py [--rows 256] [--tokens 400] [--k 32] [--vocab 151665] [--rounds 4]
+
+Both sides end in the same arrays: ids and log-probabilities of each position of a row. Medians over interleaved rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from kd_runtime.logits.build import TeacherRow, build_planes
+from kd_runtime.logits.inspection import inspect
+from kd_runtime.logits.planes import Planes
+from kd_runtime.logits.reader import LogitsReader
+from kd_runtime.logits.shard import planes_from_bytes, planes_to_bytes, write_shard
+from kd_runtime.logits.spec import ShardSpec
+
+
+def teacher_rows(spec: ShardSpec, rows: int, tokens: int) -> list[TeacherRow]:
+    """Rows whose last three quarters are scored, with Zipf-like heads."""
+    random = np.random.default_rng(0)
+    made = []
+    for _ in range(rows):
+        scored = np.arange(tokens) >= tokens // 4
+        positions = int(scored.sum())
+        lp = np.log(random.dirichlet(1 / np.arange(1, spec.k + 2), positions) + 1e-9)[:, :-1]
+        ids = (np.cumsum(random.integers(1, spec.vocab // spec.k, lp.shape), 1)).astype(np.int64)
+        labels = {"lab_lp": lp[:, 0], "lab_rank": np.ones(positions)}
+        ids_of_row = random.integers(0, spec.vocab, tokens)
+        made.append(
+            TeacherRow(random.bytes(16), ids_of_row, scored, **labels, top_ids=ids, top_lp=np.sort(lp)[:, ::-1])
+        )
+    return made
+
+
+def write_json_lines(path: Path, planes: Planes) -> None:
+    """A line a row: a list over positions of {token id: probability}."""
+    with path.open("w") as file:
+        for start, stop in zip(planes["pos_ptr"], planes["pos_ptr"][1:], strict=False):
+            part = slice(int(start), int(stop))
+            ids, p = planes.top_ids(part), np.exp(planes["top_lp"][part].astype(np.float64))
+            line = [dict(zip(map(str, i.tolist()), q.tolist(), strict=True)) for i, q in zip(ids, p, strict=True)]
+            file.write(json.dumps(line) + "\n")
+
+
+def read_json_lines(path: Path) -> int:
+    """Every row as arrays; how many positions there were."""
+    positions = 0
+    with path.open() as file:
+        for line in file:
+            row = json.loads(line)
+            ids = np.array([[int(i) for i in position] for position in row], np.int32)
+            np.log(np.array([list(position.values()) for position in row], np.float32))
+            positions += len(ids)
+    return positions
+
+
+def read_shard(path: Path, spec: ShardSpec, keys: list[bytes]) -> int:
+    """Every row by key, in random order, from a file that is opened and verified anew; how many positions there were."""
+    reader = LogitsReader([path], spec)
+    return sum(len(reader.get(key).positions) for key in keys)
+
+
+def main() -> None:
+    """Print sizes and rates."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    for name, default in {"rows": 256, "tokens": 400, "k": 32, "vocab": 151_665, "rounds": 4}.items():
+        parser.add_argument(f"--{name}", type=int, default=default)
+    args = parser.parse_args()
+    spec = ShardSpec("Exact", args.k, vocab=args.vocab)
+    rows = teacher_rows(spec, args.rows, args.tokens)
+    planes = build_planes(spec, rows)
+    keys = [bytes(key) for key in np.random.default_rng(1).permutation(planes["key"])]
+    with tempfile.TemporaryDirectory() as folder:
+        shard, lines = Path(folder) / "shard.safetensors", Path(folder) / "lines.jsonl"
+        write_shard(shard, planes, spec)
+        write_json_lines(lines, planes)
+        info = inspect(shard)
+        print(
+            f"shard       {info.bytes_per_position:7.1f} bytes a scored position, {info.file_bytes_per_position:.1f} with"
+        )
+        print(f"            the whole file; JSON lines {lines.stat().st_size / planes.positions:.1f}")
+        body = planes_to_bytes(planes)
+        steps: dict[str, Callable[[], object]] = {
+            "read shard": lambda: read_shard(shard, spec, keys),
+            "read JSON lines": lambda: read_json_lines(lines),
+            "build planes": lambda: build_planes(spec, rows),
+            "encode answer": lambda: planes_to_bytes(planes),
+            "decode answer": lambda: planes_from_bytes(body),
+        }
+        times: dict[str, list[float]] = {name: [] for name in steps}
+        for _ in range(args.rounds):
+            for name, step in steps.items():
+                start = time.perf_counter()
+                step()
+                times[name].append(time.perf_counter() - start)
+    base = statistics.median(times["read JSON lines"])
+    for name, values in times.items():
+        seconds = statistics.median(values)
+        ratio = f"{base / seconds:6.1f} x JSON lines" if name == "read shard" else ""
+        print(
+            f"{name:16} {args.rows / seconds:9.0f} rows/s {1e6 * seconds / planes.positions:7.2f} us/position {ratio}"
+        )
+
+
+if __name__ == "__main__":
+    main()
