@@ -71,6 +71,8 @@ def _stage_rows(sources: Sources, stage: PlannedStage, manifest: Manifest) -> St
         losses += [Loss(text, counts[name]) for name, text in TRAIN_LEFT_OUT.items() if counts.get(name)]
     elif counts.get("rejected") and not losses:
         losses = [Loss("rejected", counts["rejected"])]
+    if stage.type in (StageType.Ingest, StageType.Generate) and counts.get("done", 0) > counts.get("out", 0):
+        losses.append(Loss("equal to an earlier row: stored once, trained on as often", counts["done"] - counts["out"]))
     rejected = counts.get("leftOut") if stage.type is StageType.Train else counts.get("rejected")
     out = counts.get("out", counts.get("done"))
     return StageRows(stage.name, stage.type, counts["in"], counts.get("done"), rejected, out, tuple(losses))
@@ -96,7 +98,7 @@ def stage_costs(sources: Sources) -> list[StageCost]:
         StageCost(
             stage.name,
             stage.type,
-            stage_tokens(manifest),
+            stage_tokens(stage, manifest),
             sum(ref.size for ref in manifest.objects),
             manifest.seconds,
             dict(manifest.counts),
@@ -105,12 +107,19 @@ def stage_costs(sources: Sources) -> list[StageCost]:
     ]
 
 
-def stage_tokens(manifest: Manifest) -> int | None:
+TOKENS: dict[StageType, tuple[str, str]] = {
+    StageType.Ingest: ("tokens", "tokenised"),
+    StageType.Generate: ("completionTokens", "generated"),
+    StageType.Capture: ("tokens", "read by the teacher"),
+    StageType.Train: ("tokens", "trained on"),
+    StageType.Evaluate: ("tokens", "scored and answered"),
+}
+"""Which count of a stage is the tokens that it worked on, and what it did with them."""
+
+
+def stage_tokens(stage: PlannedStage, manifest: Manifest) -> int | None:
     """Tokens that a stage worked on, from its counts; None where it does not count them."""
-    for name in ("tokens", "tokensTrained", "completionTokens"):
-        if name in manifest.counts:
-            return manifest.counts[name]
-    return None
+    return manifest.counts.get(TOKENS.get(stage.type, ("tokens", ""))[0])
 
 
 def lineage_graph(sources: Sources) -> tuple[list[Node], list[Edge]]:

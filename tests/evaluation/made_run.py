@@ -255,7 +255,7 @@ def _make(maker: Maker, stage: PlannedStage, sft: bool) -> None:
                 "source": "instructions.jsonl:203",
             },
         ]
-        counts = {"in": 322, "done": 320, "rejected": 2, "out": 320, "train": 284, "heldOut": 36, "tokens": 11_904}
+        counts = {"in": 322, "done": 320, "rejected": 2, "out": 318, "train": 282, "heldOut": 36, "tokens": 11_904}
         maker.commit(
             stage,
             {"rows/00000.parquet": bytes(48_000), "rejects.jsonl": json_lines(rejects)},
@@ -274,7 +274,16 @@ def _make(maker: Maker, stage: PlannedStage, sft: bool) -> None:
                 "source": "instructions.jsonl:88",
             }
         ]
-        counts = {"in": 320, "done": 319, "rejected": 1, "out": 319, "truncated": 21, "tokens": 18_230}
+        counts = {
+            "in": 318,
+            "done": 317,
+            "rejected": 1,
+            "out": 317,
+            "truncated": 21,
+            "tokens": 34_960,
+            "promptTokens": 16_730,
+            "completionTokens": 18_230,
+        }
         maker.commit(
             stage,
             {"rows/00000.parquet": bytes(131_000), "rejects.jsonl": json_lines(rejects)},
@@ -282,14 +291,14 @@ def _make(maker: Maker, stage: PlannedStage, sft: bool) -> None:
             seconds=121.0,
         )
     elif stage.name == "logits":
-        counts = {"in": 319, "done": 319, "rejected": 0, "out": 319, "tokens": 34_960, "positions": 18_549}
+        counts = {"in": 317, "done": 317, "rejected": 0, "shards": 2, "tokens": 34_960, "positions": 18_549}
         maker.commit(stage, {"logits/00000.safetensors": bytes(2_700_000)}, counts=counts, seconds=96.4)
     elif stage.name == "student":
         files = {**weights, "log/train.jsonl": json_lines(train_log(kd=not sft))}
         maker.commit(
             stage,
             files,
-            counts={"in": 283, "done": 264, "leftOut": 19, "truncated": 19, "steps": 240, "tokens": 50_120},
+            counts={"in": 281, "done": 262, "leftOut": 19, "truncated": 19, "steps": 240, "tokens": 50_120},
             seconds=262.5,
         )
     elif stage.name == "exam":

@@ -62,7 +62,7 @@ def test_it_tells_the_stages_that_made_the_model_and_no_others(run: MadeRun):
 def test_it_tells_settings_rows_lost_and_the_models_digest(run: MadeRun):
     text = card(run)
     assert "| optimizer.learningRate | 0.0002 |" in text
-    assert "| dataset | 322 | 320 | 2 | 1 BadJSON, 1 Empty |" in text
+    assert "| dataset | 322 | 320 | 2 | 1 BadJSON, 1 Empty, 2 equal to an earlier row" in text
     assert "ab" * 32 in text
 
 

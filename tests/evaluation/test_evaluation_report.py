@@ -178,6 +178,7 @@ def test_rows_lost_have_their_reasons_and_places(page: Page):
     text = page.text()
     assert "BadJSON" in text
     assert "instructions.jsonl:17: Expecting ',' delimiter at column 41" in text
+    assert "equal to an earlier row: stored once" in text
     assert "answer cut off at maxTokens, left out of training" in text
 
 

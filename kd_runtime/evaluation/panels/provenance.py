@@ -8,7 +8,15 @@ from markupsafe import Markup
 
 from kd_runtime.evaluation.charts import inline_bar
 from kd_runtime.evaluation.graph import draw
-from kd_runtime.evaluation.lineage import StageRows, describe_inputs, lineage_graph, row_losses, stage_costs
+from kd_runtime.evaluation.lineage import (
+    TOKENS,
+    StageCost,
+    StageRows,
+    describe_inputs,
+    lineage_graph,
+    row_losses,
+    stage_costs,
+)
 from kd_runtime.evaluation.panels.panel import Panel, Table, absent
 from kd_runtime.evaluation.scales import byte_size, duration
 from kd_runtime.evaluation.sources import Sources, short_digest
@@ -134,7 +142,7 @@ def costs_panel(sources: Sources) -> Panel:
         [
             c.stage,
             str(c.type),
-            _with_bar(_count(c.tokens), c.tokens or 0, most["tokens"]),
+            _with_bar(_tokens(c), c.tokens or 0, most["tokens"]),
             _with_bar(byte_size(c.bytes), c.bytes, most["bytes"]),
             _with_bar(duration(c.seconds), c.seconds, most["seconds"]),
             f"{c.tokens / c.seconds:,.0f}".replace(",", " ") if c.tokens and c.seconds >= 0.05 else "–",
@@ -160,7 +168,13 @@ def costs_panel(sources: Sources) -> Panel:
     return Panel("costs", "Tokens, bytes and seconds by stage", "table", {"table": table})
 
 
-def _with_bar(text: str, value: float, most: float) -> Cell:
+def _tokens(cost: StageCost) -> Cell:
+    if cost.tokens is None:
+        return "–"
+    return Markup("<span>{} <small>{}</small></span>").format(_count(cost.tokens), TOKENS.get(cost.type, ("", ""))[1])
+
+
+def _with_bar(text: Cell, value: float, most: float) -> Cell:
     return Markup('<span class="barred">{}{}</span>').format(text, inline_bar(value / most if most else 0.0))
 
 
