@@ -182,7 +182,7 @@ def scores_panel(sources: Sources, exams: Sequence[Exam]) -> Panel:
     suite = exams[-1].document["suites"][0]
     lead = (
         f"On {suite['prompts']} held-out prompts ({suite['rows']} rows, {suite['positions']} positions), which training never saw. "
-        "Brackets are 95 % bootstrap intervals over prompts; a gate passes if its one-sided bound does."
+        "Below each value: its 95 % bootstrap interval over prompts. A gate passes if its one-sided bound does."
     )
     return Panel("scores", "Scores and gates", "scores", {"blocks": blocks}, lead=lead)
 
