@@ -46,7 +46,7 @@ class Cache:
         self.root, self.limit_bytes = Path(root).absolute(), limit_bytes
         self._objects, self._trees = self.root / "objects", self.root / "trees"
         self._folders, self._locks = self.root / "folders", self.root / "locks"
-        self._pins = _Pins(self.root / "pins")
+        self._pins = _pins_in(self.root / "pins")
         self._size: int | None = None
         self._added = 0
         self._guard = threading.Lock()
@@ -59,10 +59,10 @@ class Cache:
             TransientError: the object vanished.
         """
         path = self._objects / ref.sha256[:2] / ref.sha256
-        self._pins.add(ref.sha256)
+        self._pin(ref.sha256)
         if self._touched(path, ref.size):
             return path
-        with self._lock(ref.sha256):
+        with self._lock(ref.sha256[:3]):
             if not self._touched(path, ref.size):
                 self._fetch(store, ref, path, progress)
                 self._grown(ref.size)
@@ -84,7 +84,7 @@ class Cache:
 
     def folder(self, digest: str) -> Path:
         """The folder for external files whose content is ``digest``; it exists, and ``is_complete`` says whether it is whole."""
-        self._pins.add(digest)
+        self._pin(digest)
         folder = self._folders / digest
         folder.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(FileNotFoundError):
@@ -105,6 +105,12 @@ class Cache:
 
     def _marker(self, digest: str) -> Path:
         return self._folders / f"{digest}.complete"
+
+    def _pin(self, name: str) -> None:
+        """Keep ``name`` from eviction; an eviction that is under way is waited for, as it may not have seen the pin."""
+        if not self._pins.holds(name):
+            with self._lock("evict", fcntl.LOCK_SH):
+                self._pins.add(name)
 
     def _touched(self, path: Path, size: int) -> bool:
         """True where the copy is there; it counts as used now."""
@@ -146,11 +152,11 @@ class Cache:
             shutil.rmtree(making)
 
     @contextlib.contextmanager
-    def _lock(self, name: str) -> Iterator[None]:
-        """One process (and thread) at a time fetches one object."""
+    def _lock(self, name: str, kind: int = fcntl.LOCK_EX) -> Iterator[None]:
+        """One process (and thread) at a time fetches one object, or evicts."""
         self._locks.mkdir(parents=True, exist_ok=True)
-        with (self._locks / name[:3]).open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+        with (self._locks / name).open("w") as file:
+            fcntl.flock(file, kind)
             yield
 
     def _grown(self, size: int) -> None:
@@ -158,7 +164,8 @@ class Cache:
             self._added += size
             stale = self._size is None or self._added * _RESCAN_SHARE > self.limit_bytes
             if stale or (self._size or 0) + self._added > self.limit_bytes:
-                self._size, self._added = self._evict(), 0
+                with self._lock("evict"):
+                    self._size, self._added = self._evict(), 0
 
     def _evict(self) -> int:
         """Remove what was least recently used until the limit holds; the bytes that are left."""
@@ -201,16 +208,19 @@ class _Pins:
         self._owner = 0
         self._guard = threading.Lock()
 
+    def holds(self, name: str) -> bool:
+        """True where this process keeps ``name`` already."""
+        return self._owner == os.getpid() and name in self._own
+
     def add(self, name: str) -> None:
         """Keep ``name`` from eviction as long as this process lives."""
         with self._guard:
             if self._owner != os.getpid():  # the first use, or a fork: the child lives on its own
                 self._open()
-            if name not in self._own:
-                self._own.add(name)
-                assert self._file is not None
-                self._file.write(name + "\n")
-                self._file.flush()
+            self._own.add(name)
+            assert self._file is not None
+            self._file.write(name + "\n")
+            self._file.flush()
 
     def all(self) -> frozenset[str]:
         """The names that any living process holds; files of dead ones are removed."""
@@ -226,10 +236,18 @@ class _Pins:
         return frozenset(names)
 
     def _open(self) -> None:
+        """A new file of our own; called while nobody evicts, so that none is removed before it is locked."""
         self._folder.mkdir(parents=True, exist_ok=True)
         self._owner = os.getpid()
-        held = sorted(self._own)
         self._file = (self._folder / f"{self._owner}-{secrets.token_hex(4)}").open("w")
         fcntl.flock(self._file, fcntl.LOCK_EX)
-        self._file.writelines(name + "\n" for name in held)
+        self._file.writelines(name + "\n" for name in sorted(self._own))
         self._file.flush()
+
+
+_PINS: dict[Path, _Pins] = {}
+
+
+def _pins_in(folder: Path) -> _Pins:
+    """This process's pins in ``folder``: they outlive any Cache object, as the paths that it handed out do."""
+    return _PINS.setdefault(folder, _Pins(folder))

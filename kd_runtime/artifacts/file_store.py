@@ -12,11 +12,19 @@ from pathlib import Path
 from typing import BinaryIO
 
 from kd_runtime.api.failures import DeniedError, StorageError
-from kd_runtime.artifacts.store import BLOCK_BYTES, AlreadyExists, Missing, ObjectInfo, Progress, checked_name
+from kd_runtime.artifacts.store import (
+    BLOCK_BYTES,
+    FULL,
+    AlreadyExists,
+    Missing,
+    ObjectInfo,
+    Progress,
+    checked_name,
+    local_errors,
+)
 
 TEMPORARY_PREFIX, TEMPORARY_SUFFIX = ".kd-", ".tmp"
 _DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 _LINKLESS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
 _FOLDER_TRIES = 5
 
@@ -57,7 +65,9 @@ class FileStore:
     def download(self, name: str, to: Path, *, size: int | None = None, progress: Progress | None = None) -> None:
         """Copy to ``to`` by way of ``to.part``."""
         part = to.with_name(to.name + ".part")
-        with self._errors(name), self.path(name).open("rb") as source:
+        with self._errors(name):
+            source = self.path(name).open("rb")
+        with source, local_errors(to):
             to.parent.mkdir(parents=True, exist_ok=True)
             with part.open("wb") as target:
                 _copy(source, target, progress)
@@ -143,7 +153,7 @@ class FileStore:
                 raise DeniedError(
                     f"{what}: {error.strerror}; give this user the right to write there, or name another folder"
                 ) from error
-            if error.errno in _FULL:
+            if error.errno in FULL:
                 raise StorageError(f"{what}: the disk is full; free space there, or name another folder") from error
             raise StorageError(f"{what}: {error.strerror or error}; check the disk, then run again") from error
 

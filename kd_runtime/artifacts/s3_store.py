@@ -13,7 +13,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from kd_runtime.artifacts.s3_errors import Refused, refused, retryable, translated
 from kd_runtime.artifacts.s3_transfer import MultipartUpload, RangedDownload
-from kd_runtime.artifacts.store import AlreadyExists, Missing, ObjectInfo, Progress, body_sha256, checked_name
+from kd_runtime.artifacts.store import (
+    AlreadyExists,
+    Missing,
+    ObjectInfo,
+    Progress,
+    body_sha256,
+    checked_name,
+    local_errors,
+)
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -80,7 +88,8 @@ class S3Store:
         if info is None:
             raise Missing(f"{self.uri}{name}: is not there; plan again to see what is left")
         job = RangedDownload(self._s3, self.bucket, self._key(name), info, to, self._part_bytes, progress)
-        job.run(PARALLEL, lambda work: self._call(name, work))
+        with local_errors(to):
+            job.run(PARALLEL, lambda work: self._call(name, work))
 
     def stat(self, name: str) -> ObjectInfo | None:
         """A HEAD; a bucket that is missing is an error, not an absent object."""

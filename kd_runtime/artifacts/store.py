@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -13,6 +15,7 @@ from kd_runtime.api.failures import SettingsError, StorageError, TransientError
 Progress = Callable[[int], None]
 """Told the bytes that arrived since it was last called."""
 BLOCK_BYTES = 1 << 22
+FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Missing(TransientError):
@@ -147,6 +150,16 @@ def checked_name(name: str) -> str:
     if not name or "\0" in name or any(segment in ("", ".", "..") for segment in name.split("/")):
         raise ValueError(f"not an object's name: {name!r}")
     return name
+
+
+@contextlib.contextmanager
+def local_errors(path: Path) -> Iterator[None]:
+    """Turns errors of this machine's disk at ``path``, where an object is copied to, into StorageError."""
+    try:
+        yield
+    except OSError as error:
+        remedy = "free space there, or set KD_CACHE_DIR" if error.errno in FULL else "check the disk, then run again"
+        raise StorageError(f"{path}: {error.strerror or error}; {remedy}") from error
 
 
 def body_sha256(body: bytes | Path) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -151,11 +152,15 @@ def _later(known: CommitRef | None, commit: UnitCommit) -> bool:
 
 
 class UnitStore:
-    """The units under one asking key, as one writer sees them. Whatever order any number of writers work in, no commit is lost."""
+    """The units under one asking key, as one writer sees them. Whatever order any number of writers work in, no commit is lost.
+
+    Safe to use from several threads.
+    """
 
     def __init__(self, store: Store, asking_key: str, writer: str):
         self.store, self.asking_key, self.writer = store, asking_key, writer
         self._coverage = Coverage()
+        self._guard = threading.Lock()
 
     @property
     def prefix(self) -> str:
@@ -168,8 +173,9 @@ class UnitStore:
         Raises:
             StorageError: a commit is garbled (named).
         """
-        self._refresh()
-        return self._coverage.pairs()
+        with self._guard:
+            self._refresh()
+            return self._coverage.pairs()
 
     def commit(
         self,
@@ -187,7 +193,8 @@ class UnitStore:
             ValueError: ``pairs`` is not exactly done and rejected.
         """
         _check_sum(pairs, done, rejected)
-        nonces = self._coverage.open_nonces(pairs)
+        with self._guard:
+            nonces = self._coverage.open_nonces(pairs)
         unit = unit_id(pairs, nonces)
         refs = tuple(self._stored(unit, body, suffix) for body, suffix in objects)
         name = f"{self.prefix}{unit}.json"
@@ -196,7 +203,8 @@ class UnitStore:
             self.store.put(name, ours.encoded(), if_absent=True)
         except AlreadyExists:
             return self._adopted(ours)
-        self._coverage.commits[name] = ours
+        with self._guard:
+            self._coverage.commits[name] = ours
         return ours
 
     def read(self, commit: UnitCommit, suffix: str) -> bytes:
@@ -250,8 +258,10 @@ class UnitStore:
         return ObjectRef(name=name, size=size, sha256=digest, path=f"{unit}.{suffix}")
 
     def _adopted(self, ours: UnitCommit) -> UnitCommit:
-        self._learn(ours.name, self.store.get(ours.name))
-        winner = self._coverage.commits[ours.name]
+        body = self.store.get(ours.name)
+        with self._guard:
+            self._learn(ours.name, body)
+            winner = self._coverage.commits[ours.name]
         kept = {ref.name for ref in winner.objects}
         for ref in ours.objects:
             if ref.name not in kept:
