@@ -58,27 +58,31 @@ class Listener(Reporter):
         super().update(completed, total, unit, **more)
 
 
-def ingest(folder: Path, models: Path, files: dict[str, bytes], *, at: str = "", **dataset: Any) -> Ingested:
+def ingest(
+    folder: Path, models: Path, files: dict[str, bytes], *, at: str = "", store: str = "", **dataset: Any
+) -> Ingested:
     """Run ingest over ``files``, written below ``folder/data``; ``at`` is the part of it that the URI names."""
+    folder.mkdir(parents=True, exist_ok=True)
+    uri = store or f"file://{folder / 'store'}/"
     for name, body in files.items():
         path = folder / "data" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(body)
-    document = job(FULL, models, folder / "data" / at, f"file://{folder / 'store'}/")
+    document = job(FULL, models, folder / "data" / at, uri)
     document["spec"]["dataset"] = {
         **document["spec"]["dataset"],
         "fields": {"prompt": "question", "response": "answer"},
         "maxRejectedRatio": 0.99,
         **dataset,
     }
-    store = open_store(f"file://{folder / 'store'}/")
+    opened = open_store(uri)
     runtime = shipped_runtime("cpu")
-    plan, _ = build_plan(parse_job(document, runtime), runtime, store)
+    plan, _ = build_plan(parse_job(document, runtime), runtime, opened)
     work = folder / "work"
     work.mkdir(exist_ok=True)
     cache, reporter = Cache(folder / "cache"), Listener()
-    context = StageContext(plan, plan.stage(DATASET), store, cache, new_writer_id(), reporter, work)
+    context = StageContext(plan, plan.stage(DATASET), opened, cache, new_writer_id(), reporter, work)
     manifest = run(context).manifest
     assert manifest is not None
-    rows = list(rows_of(cache, store, manifest))
-    return Ingested(manifest, rows, read_rejects(store, manifest), reporter.said, store)
+    rows = list(rows_of(cache, opened, manifest))
+    return Ingested(manifest, rows, read_rejects(opened, manifest), reporter.said, opened)
