@@ -13,7 +13,7 @@ from kd_runtime.api.job import GateOp
 from kd_runtime.evaluation.gates import Judged
 from kd_runtime.evaluation.lineage import StageRows, describe_inputs, row_losses
 from kd_runtime.evaluation.panels.provenance import flat
-from kd_runtime.evaluation.panels.scores import Exam, exams, number
+from kd_runtime.evaluation.panels.scores import Exam, exams, logits_said, number
 from kd_runtime.evaluation.scores import SCORES, Score
 from kd_runtime.evaluation.sources import Sources, short_digest, short_uri
 from kd_runtime.planning.plan import PlannedStage, StageType
@@ -39,6 +39,7 @@ def render_card(sources: Sources, stage: str | None, digest: str) -> str:
         digest=digest,
         facts=_facts(sources, trained),
         scores=[row for exam in chosen for row in _score_rows(exam)],
+        logits=logits_said(chosen[-1].document) if chosen else "",
         held_out=chosen[-1].document["suites"][0] if chosen else None,
         gates=[_gate(exam.stage, judged) for exam in chosen for judged in exam.judged],
         stages=[_stage(sources, planned) for planned in made],

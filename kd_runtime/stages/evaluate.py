@@ -151,6 +151,7 @@ class _Work:
         trusted = self.ctx.plan.spec.student is not None and self.ctx.plan.spec.student.model.trust_remote_code
         model: Any = load_causal_lm(folder, torch.float32, trust_remote_code=trusted)
         model.to("cuda" if torch.cuda.is_available() else "cpu")
+        self.ctx.stage.recorded.update({"dtype": "float32", "device": model.device.type})
         tokenizer = load_tokenizer(folder, trust_remote_code=trusted)
         if self.done == 0:
             self.ctx.reporter.restart_clock()

@@ -152,6 +152,10 @@ def test_the_summary_says_what_training_did(run: MadeRun, page: Page):
     assert page.text().count("Passed") == page.text().count("Unmet") == 2
 
 
+def test_kl_names_the_profile_of_its_logits(page: Page):
+    assert "KL is over the teacher's 32 most likely tokens and one bucket for the rest (profile Exact)." in page.text()
+
+
 def test_gates_are_judged_as_the_plan_asks_them_now(run: MadeRun):
     document = run.plan.model_dump(mode="json", by_alias=True, exclude_none=True)
     for stage in document["spec"]["stages"]:

@@ -183,8 +183,17 @@ def scores_panel(sources: Sources, exams: Sequence[Exam]) -> Panel:
     lead = (
         f"On {suite['prompts']} held-out prompts ({suite['rows']} rows, {suite['positions']} positions), which training never saw. "
         "Below each value: its 95 % bootstrap interval over prompts. A gate passes if its one-sided bound does."
+        f"{logits_said(exams[-1].document)}"
     )
     return Panel("scores", "Scores and gates", "scores", {"blocks": blocks}, lead=lead)
+
+
+def logits_said(document: dict[str, Any]) -> str:
+    """Which logits KL and agreement were measured against: profile and size of the head; '' without logits."""
+    logits = document.get("logits")
+    if not logits or not logits["topK"]:
+        return ""
+    return f" KL is over the teacher's {logits['topK']} most likely tokens and one bucket for the rest (profile {logits['profile']})."
 
 
 def _score_table(exam: Exam, several: bool) -> Table:
