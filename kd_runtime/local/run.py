@@ -15,7 +15,6 @@ from kd_runtime.artifacts.cache import Cache
 from kd_runtime.artifacts.manifest import read_manifest
 from kd_runtime.artifacts.store import Store, open_store
 from kd_runtime.evaluation.gates import judge_manifest
-from kd_runtime.evaluation.report import render_report
 from kd_runtime.local.display import Display
 from kd_runtime.local.executor import Executor
 from kd_runtime.local.folder import RunFolder, RunState
@@ -26,6 +25,7 @@ from kd_runtime.planning.lookup import StageLookup, look_up
 from kd_runtime.planning.plan import Plan, StageType
 from kd_runtime.planning.probes import missing_secrets, probe_memory, probe_store, probe_teachers, probe_tokenizers
 from kd_runtime.planning.resolve import build_plan
+from kd_runtime.stages.reporting import write_report as render_and_keep
 from kd_runtime.stages.runner import mark_used
 
 
@@ -130,11 +130,7 @@ def _store_plan(planned: Planned) -> None:
 
 def write_report(plan: Plan, store: Store, cache: Path, path: Path) -> Path:
     """Render the report of a plan from its manifests, here and in the store."""
-    states = look_up(plan, store)
-    manifests = {name: state.manifest for name, state in states.items() if state.manifest is not None}
-    html = render_report(plan, manifests, store, Cache(cache))
-    path.write_text(html, encoding="utf-8")
-    store.put(f"reports/{plan.digest}.html", html.encode())
+    path.write_text(render_and_keep(plan, store, Cache(cache)), encoding="utf-8")
     return path
 
 

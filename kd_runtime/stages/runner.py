@@ -25,6 +25,7 @@ from kd_runtime.artifacts.writer import new_writer_id
 from kd_runtime.planning.lookup import Lookup, judge
 from kd_runtime.planning.plan import Plan, PlannedStage, StageType
 from kd_runtime.stages.context import StageContext, StageOutcome, TeacherAddress
+from kd_runtime.stages.reporting import write_report
 from kd_runtime.telemetry.processes import become_subreaper, end_descendants
 from kd_runtime.telemetry.progress import Reporter
 
@@ -115,6 +116,8 @@ def _run(options: StageOptions) -> StageResult:
         context = _context(options, plan, stage, store, reporter, work)
         with watch:
             outcome: StageOutcome = importlib.import_module(f"kd_runtime.stages.{stage.type.value}").run(context)
+        if outcome.manifest is not None and stage is plan.stages[-1]:
+            write_report(plan, store, context.cache)
         return _result(outcome)
     finally:
         reporter.close()

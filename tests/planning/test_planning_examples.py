@@ -123,7 +123,7 @@ def test_an_external_teacher_is_probed(place: Path, environment: None, monkeypat
         found, _ = planned(path)
         assert found.plan.stage("answers").teacher == "teacher"
         path.write_text(path.read_text().replace("model: teacher", "model: another"))
-        with pytest.raises(SettingsError, match="'another' is not served.*teacher"):
+        with pytest.raises(SettingsError, match=r"'another' is not served.*teacher"):
             planned(path)
         monkeypatch.setenv("KD_SECRET_TEACHER_APIKEY", "wrong")
         with pytest.raises(DeniedError, match="apiKeySecretRef"):
