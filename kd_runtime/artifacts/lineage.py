@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from kd_runtime.artifacts.manifest import (
     ARTIFACTS,
     HISTORY,
     MANIFEST,
+    InputRef,
     Manifest,
     decode_manifest,
     read_manifest,
@@ -20,6 +22,7 @@ from kd_runtime.artifacts.manifest import (
 from kd_runtime.artifacts.store import Missing, Store
 
 READERS = 16
+_WHOLE_KEY = re.compile("[0-9a-f]{64}")
 
 
 class Presence(StrEnum):
@@ -36,19 +39,28 @@ class Presence(StrEnum):
 class LineageNode:
     """An artifact, and the artifacts that it was made from."""
 
-    role: str
-    """What it is to the one that was made from it; '' at the root."""
     key: str
     content_digest: str
     presence: Presence
     manifest: Manifest | None
-    inputs: tuple[LineageNode, ...] = ()
+    inputs: tuple[tuple[str, LineageNode], ...] = ()
+    """(role, artifact), sorted by role."""
 
-    def walk(self, depth: int = 0) -> Iterator[tuple[int, LineageNode]]:
-        """(depth, node) of this node and everything below it, each time it is read."""
-        yield depth, self
-        for node in self.inputs:
-            yield from node.walk(depth + 1)
+    @property
+    def stage_type(self) -> str:
+        """The type of the stage that made it; ``unknown`` where it is gone."""
+        return self.manifest.stage_type if self.manifest else "unknown"
+
+    @property
+    def externals(self) -> dict[str, str]:
+        """Role -> digest of what lay outside the store."""
+        return self.manifest.externals if self.manifest else {}
+
+    def walk(self, role: str = "", depth: int = 0) -> Iterator[tuple[int, str, LineageNode]]:
+        """(depth, role, node) of this node and everything below it, each time it is read."""
+        yield depth, role, self
+        for below, node in self.inputs:
+            yield from node.walk(below, depth + 1)
 
 
 def list_artifacts(store: Store) -> list[Manifest]:
@@ -83,15 +95,15 @@ def find_key(store: Store, beginning: str) -> str:
 
 
 def lineage(store: Store, key: str) -> LineageNode:
-    """The tree of what ``key`` was made from, down to the dataset; history/ fills in for what is deleted.
+    """The tree of what ``key`` (or the one key that begins so) was made from; history/ fills in for what is deleted.
 
     Raises:
-        SettingsError: there is no such artifact.
+        SettingsError: there is no such artifact, or there are several.
     """
-    manifest = read_manifest(store, key)
+    manifest = read_manifest(store, key if _WHOLE_KEY.fullmatch(key) else find_key(store, key))
     if manifest is None:
         raise SettingsError(f"{key}: {store.uri} holds no such artifact; `kd ls` shows all")
-    return _Ancestry(store).node("", manifest, Presence.Present)
+    return _Ancestry(store).node(manifest, Presence.Present)
 
 
 class _Ancestry:
@@ -99,19 +111,18 @@ class _Ancestry:
 
     def __init__(self, store: Store):
         self._store = store
-        self._known: dict[tuple[str, str], tuple[Presence, Manifest | None]] = {}
+        self._known: dict[InputRef, LineageNode] = {}
 
-    def node(self, role: str, manifest: Manifest, presence: Presence) -> LineageNode:
-        inputs = tuple(self._input(r, ref.key, ref.content_digest) for r, ref in sorted(manifest.inputs.items()))
-        return LineageNode(role, manifest.key, manifest.content_digest, presence, manifest, inputs)
+    def node(self, manifest: Manifest, presence: Presence) -> LineageNode:
+        inputs = tuple((role, self._input(ref)) for role, ref in sorted(manifest.inputs.items()))
+        return LineageNode(manifest.key, manifest.content_digest, presence, manifest, inputs)
 
-    def _input(self, role: str, key: str, digest: str) -> LineageNode:
-        if (key, digest) not in self._known:
-            self._known[key, digest] = self._look_up(key, digest)
-        presence, manifest = self._known[key, digest]
-        if manifest is None:
-            return LineageNode(role, key, digest, presence, None)
-        return self.node(role, manifest, presence)
+    def _input(self, ref: InputRef) -> LineageNode:
+        if ref not in self._known:
+            presence, manifest = self._look_up(ref.key, ref.content_digest)
+            gone = LineageNode(ref.key, ref.content_digest, presence, None)
+            self._known[ref] = self.node(manifest, presence) if manifest else gone
+        return self._known[ref]
 
     def _look_up(self, key: str, digest: str) -> tuple[Presence, Manifest | None]:
         manifest = read_manifest(self._store, key)

@@ -34,7 +34,7 @@ def student(store: Store) -> Manifest:
 
 
 def told(store: Store, key: str) -> list[tuple[int, str, str, Presence]]:
-    return [(depth, node.role, node.key[:2], node.presence) for depth, node in lineage(store, key).walk()]
+    return [(depth, role, node.key[:2], node.presence) for depth, role, node in lineage(store, key).walk()]
 
 
 def test_artifacts_are_listed_the_oldest_first(store: Store, student: Manifest) -> None:
@@ -69,13 +69,14 @@ def test_what_was_retired_and_made_anew_is_told_from_history(store: Store, stude
         (2, "rows", "bb", Presence.Retired),
         (1, "rows", "bb", Presence.Retired),
     ]
-    rows = lineage(store, student.key).inputs[1].manifest
+    rows = lineage(store, student.key).inputs[1][1].manifest
     assert rows is not None and rows.created.startswith("2025-01-01T01")
 
 
 def test_what_left_no_trace_is_said_to_be_gone(store: Store, student: Manifest) -> None:
     store.delete(f"artifacts/{'aa' * 32}/manifest.json")
     assert told(store, student.key)[1] == (1, "logits", "aa", Presence.Gone)
+    assert lineage(store, "ac").inputs[0][1].stage_type == "unknown"
 
 
 def test_an_unknown_key_is_an_error(store: Store) -> None:

@@ -6,7 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
-from s3_server import S3Server, s3, s3_server  # noqa: F401 - fixtures
+from s3_server import S3Server
+from s3_server import s3 as s3  # a fixture
+from s3_server import s3_server as s3_server  # a fixture
 from stages.ingest_runs import ingest
 
 from kd_runtime.api.failures import DataError
@@ -19,7 +21,7 @@ def lines(records: list[dict[str, str]]) -> bytes:
 
 
 @pytest.fixture
-def bucket(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> str:  # noqa: F811
+def bucket(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setenv("AWS_ENDPOINT_URL", s3.url)
     return s3.new_bucket()
 
@@ -30,7 +32,7 @@ def test_a_bucket_gives_the_rows_that_a_folder_gives(
     bucket: str,
     tmp_path: Path,
     tiny_models: Path,
-    at: str,  # noqa: F811
+    at: str,
 ) -> None:
     files = {"a.jsonl": lines(RECORDS), "b/c.jsonl": lines(RECORDS[:9]), "notes.txt": b"x"}
     for name, body in files.items():
