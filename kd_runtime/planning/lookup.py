@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from types import MappingProxyType
 
-from kd_runtime.api.job import Target
 from kd_runtime.artifacts.manifest import Manifest, read_manifest
-from kd_runtime.artifacts.store import Store
-from kd_runtime.planning.plan import Plan, PlannedStage
+from kd_runtime.artifacts.store import Store, open_store
+from kd_runtime.planning.plan import Plan, PlannedStage, StageType
+from kd_runtime.planning.targets import TargetState, target_state
 
 
 class Lookup(StrEnum):
@@ -38,17 +39,34 @@ class StageLookup:
 
 
 def look_up(plan: Plan, store: Store) -> dict[str, StageLookup]:
-    """Every stage of the plan, looked up in ``store``."""
+    """Every stage of the plan, looked up in ``store``, and every target of what was published."""
     manifests = {stage.name: read_manifest(store, stage.key) for stage in plan.stages}
-    return judge(plan, manifests)
+    return judge(plan, manifests, lost_targets(plan, manifests))
+
+
+def lost_targets(plan: Plan, manifests: Mapping[str, Manifest | None]) -> dict[str, str]:
+    """Publish stage -> one of its targets that neither names the published model nor ever did.
+
+    A target that named it and has moved on counts as found (contract 10).
+    """
+    s3 = {"endpoint": plan.spec.artifacts.endpoint, "region": plan.spec.artifacts.region}
+    lost: dict[str, str] = {}
+    for stage in plan.stages:
+        manifest = manifests[stage.name] if stage.type is StageType.Publish else None
+        publish = plan.settings(stage.name).publish if manifest is not None else None
+        if manifest is None or publish is None:
+            continue
+        for target in publish.targets:
+            state = target_state(open_store(target.uri.rstrip("/") + "/", **s3), manifest.extra["model"])
+            if state is TargetState.ToDo:
+                lost[stage.name] = target.uri
+    return lost
 
 
 def judge(
-    plan: Plan,
-    manifests: Mapping[str, Manifest | None],
-    published: Callable[[PlannedStage, Manifest], str] | None = None,
+    plan: Plan, manifests: Mapping[str, Manifest | None], lost: Mapping[str, str] = MappingProxyType({})
 ) -> dict[str, StageLookup]:
-    """The state of each stage, given the manifests that are there (pure).
+    """The state of each stage, given the manifests that are there and the ``lost_targets`` (pure).
 
     From the last stage to the first: a stage runs if it is not found and is a last one, or one that runs reads it.
     """
@@ -56,7 +74,7 @@ def judge(
     states: dict[str, StageLookup] = {}
     for stage in reversed(plan.stages):
         manifest = manifests[stage.name]
-        why = _stale(plan, stage, manifests, manifest) if manifest else "not made yet"
+        why = _stale(stage, manifests, manifest, lost) if manifest else "not made yet"
         if manifest and not why:
             states[stage.name] = StageLookup(Lookup.Found, manifest)
             continue
@@ -77,22 +95,13 @@ def consumers(inputs: Mapping[str, Mapping[str, str]]) -> dict[str, list[str]]:
     return readers
 
 
-def _stale(plan: Plan, stage: PlannedStage, manifests: Mapping[str, Manifest | None], manifest: Manifest) -> str:
-    """Why the manifest no longer holds: an input whose content is another now; '' where it holds."""
+def _stale(
+    stage: PlannedStage, manifests: Mapping[str, Manifest | None], manifest: Manifest, lost: Mapping[str, str]
+) -> str:
+    """Why the manifest no longer holds: an input whose content is another now, a lost target; '' where it holds."""
     for role, recorded in manifest.inputs.items():
         source = stage.inputs.get(role)
         current = manifests.get(source) if source else None
         if current is not None and current.content_digest != recorded.content_digest:
             return f"input {role} ({source}) has other content now"
-    targets = manifest.extra.get("targets")
-    if targets is not None:
-        wanted = [target.uri for target in _targets(plan, stage)]
-        missing = [uri for uri in wanted if uri not in targets]
-        if missing:
-            return f"not yet published to {missing[0]}"
-    return ""
-
-
-def _targets(plan: Plan, stage: PlannedStage) -> list[Target]:
-    publish = plan.settings(stage.name).publish
-    return list(publish.targets) if publish else []
+    return f"not published to {lost[stage.name]}" if stage.name in lost else ""

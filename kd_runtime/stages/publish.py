@@ -6,20 +6,18 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, ValidationError
-
-from kd_runtime.api.failures import GateError, SettingsError, StorageError, TransientError
+from kd_runtime.api.failures import GateError, SettingsError, TransientError
 from kd_runtime.api.job import Publish
 from kd_runtime.api.result import GateOutcome
 from kd_runtime.artifacts.manifest import Manifest, read_manifest
-from kd_runtime.artifacts.store import Missing, Store, body_sha256, open_store
+from kd_runtime.artifacts.store import Store, body_sha256, open_store
 from kd_runtime.evaluation.card import render_card
 from kd_runtime.evaluation.gates import Judged, judge_manifest
 from kd_runtime.evaluation.sources import Sources
 from kd_runtime.planning.sources import POINTER, SourceFile, content_digest, model_files
+from kd_runtime.planning.targets import MARKER, Pointer, TargetState, target_state
 from kd_runtime.stages.context import StageContext, StageOutcome
 
 SEMANTICS = 1
@@ -27,35 +25,6 @@ SEMANTICS = 1
 
 CARD = "README.md"
 PUBLICATION = "publication.json"
-MARKER = "published.json"
-"""Lies in a model's folder once a target's pointer has named it: how a target that has moved on is told from a new one."""
-
-
-class Pointer(BaseModel):
-    """``<target>/kd.json``: which folder of the target is current, and what it was made from."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-    version: int = 1
-    path: str
-    """The current model's folder below the target: its digest."""
-    manifest: dict[str, str]
-    """``key`` and ``contentDigest`` of the model's artifact."""
-    job: str = ""
-
-    def encoded(self) -> bytes:
-        """The pointer's bytes; equal for equal models."""
-        return (json.dumps(self.model_dump(), indent=1, sort_keys=True) + "\n").encode()
-
-
-class TargetState(StrEnum):
-    """What looking at one target says of one model."""
-
-    Found = "Found"
-    """Its pointer names the model."""
-    Superseded = "Superseded"
-    """It named this model before, and names another now."""
-    ToDo = "ToDo"
 
 
 @dataclass(frozen=True)
@@ -66,31 +35,6 @@ class ModelFile:
     local: Path
     size: int
     sha256: str
-
-
-def read_pointer(store: Store, prefix: str = "") -> Pointer | None:
-    """The pointer below ``prefix`` of ``store``; None where there is none.
-
-    Raises:
-        StorageError: there is one, and it is garbled.
-    """
-    name = f"{prefix.rstrip('/')}/{POINTER}" if prefix else POINTER
-    try:
-        return Pointer.model_validate_json(store.get(name))
-    except Missing:
-        return None
-    except ValidationError as error:
-        raise StorageError(
-            f"{store.uri}{name}: is no pointer of a published model ({error.error_count()} errors); publish again"
-        ) from error
-
-
-def target_state(store: Store, digest: str) -> TargetState:
-    """What a target (its own store) says of the model with ``digest``."""
-    pointer = read_pointer(store)
-    if pointer is not None and pointer.path.strip("/") == digest:
-        return TargetState.Found
-    return TargetState.Superseded if store.exists(f"{digest}/{MARKER}") else TargetState.ToDo
 
 
 def run(ctx: StageContext) -> StageOutcome:

@@ -22,7 +22,7 @@ from kd_runtime.artifacts.cache import Cache
 from kd_runtime.artifacts.manifest import Manifest, read_manifest, retire
 from kd_runtime.artifacts.store import Missing, Store, open_store
 from kd_runtime.artifacts.writer import new_writer_id
-from kd_runtime.planning.lookup import Lookup, judge
+from kd_runtime.planning.lookup import Lookup, judge, lost_targets
 from kd_runtime.planning.plan import Plan, PlannedStage, StageType
 from kd_runtime.stages.context import StageContext, StageOutcome, TeacherAddress
 from kd_runtime.stages.reporting import write_report
@@ -132,7 +132,7 @@ def _look_up(plan: Plan, stage: PlannedStage, store: Store) -> Manifest | None:
     manifests = {s.name: own if s.name == stage.name else None for s in plan.stages}
     for source in stage.inputs.values():
         manifests[source] = read_manifest(store, plan.stage(source).key)
-    verdict = judge(plan, manifests)[stage.name]
+    verdict = judge(plan, manifests, lost_targets(plan, manifests))[stage.name]
     if verdict.state is Lookup.Found:
         return own
     retire(store, stage.key)

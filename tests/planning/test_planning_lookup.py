@@ -40,7 +40,6 @@ def made(plan: Plan, **content: str) -> dict[str, Manifest | None]:
             objects=(),
             content_digest=content.get(stage.name, digests[stage.name]),
             inputs={r: InputRef(key=plan.stage(s).key, content_digest=digests[s]) for r, s in stage.inputs.items()},
-            extra={"targets": {TARGET: "model"}} if stage.name == "release" else {},
             writer="w",
             created="2026-01-01T00:00:00+00:00",
         )
@@ -85,11 +84,8 @@ def test_an_input_with_other_content_makes_what_read_it_stale(plan: Plan) -> Non
 
 
 def test_a_target_that_was_never_published_to_is_published_to(plan: Plan) -> None:
-    manifests = made(plan)
-    release = manifests["release"]
-    assert release is not None
-    manifests["release"] = release.model_copy(update={"extra": {"targets": {"file:///elsewhere/": "model"}}})
-    assert states(plan, manifests)["release"] == "Stale"
+    found = judge(plan, made(plan), {"release": TARGET})["release"]
+    assert (found.state, found.why) == (Lookup.Stale, f"not published to {TARGET}")
 
 
 @given(st.data())

@@ -14,8 +14,9 @@ from kd_runtime.api.failures import GateError, SettingsError, StorageError, Tran
 from kd_runtime.artifacts.manifest import retire
 from kd_runtime.artifacts.store import open_store
 from kd_runtime.planning.sources import POINTER, content_digest, model_files, open_model
+from kd_runtime.planning.targets import TargetState, read_pointer, target_state
 from kd_runtime.stages.context import StageContext, StageOutcome
-from kd_runtime.stages.publish import TargetState, read_pointer, run, target_state
+from kd_runtime.stages.publish import run
 from kd_runtime.telemetry.progress import Reporter
 
 
