@@ -26,7 +26,7 @@ from kd_runtime.training import checkpoints
 from kd_runtime.training.gang import Gang, GangError, Placement
 from kd_runtime.training.selection import RowFacts, Selection, select
 from kd_runtime.training.signs import Sign
-from kd_runtime.training.task import MicroBatchBound, RankTask, StoreAddress
+from kd_runtime.training.task import MicroBatchBound, RankTask, StoreAddress, zero_stage
 
 SEMANTICS = 1
 """Raised when equal settings give another student."""
@@ -170,7 +170,7 @@ def _fits(placement: Placement, task: RankTask) -> Callable[[checkpoints.Checkpo
     """Why a checkpoint cannot be gone on from."""
 
     def reason(checkpoint: checkpoints.Checkpoint) -> str | None:
-        stage = task.train.deepspeed.zero_stage
+        stage = zero_stage(task.train)
         if checkpoint.zero_stage != stage:
             return f"it was written at ZeRO stage {checkpoint.zero_stage}, this run has {stage}"
         if checkpoint.world_size != placement.world and stage > 0:

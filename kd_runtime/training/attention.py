@@ -81,7 +81,7 @@ def check_isolation(backbone: Any, extra: dict[str, Any], vocabulary: int, devic
     apart = torch.cat(
         [
             backbone(input_ids=row[None], use_cache=False, **_for_rows(extra, (len(row),))).last_hidden_state[0]
-            for row in torch.split(ids, lengths)
+            for row in torch.split(ids, list(lengths))
         ]
     )
     backbone.train(training)

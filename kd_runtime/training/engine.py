@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from kd_runtime.api.failures import SettingsError
 from kd_runtime.api.job import Offload, Precision, Train
+from kd_runtime.training.task import zero_stage
 
 OWNED = {
     "train_batch_size": "globalBatchSize",
@@ -51,7 +52,8 @@ def deepspeed_config(train: Train) -> dict[str, Any]:
 
 
 def _base(train: Train) -> dict[str, Any]:
-    zero: dict[str, Any] = {"stage": train.deepspeed.zero_stage, "reduce_bucket_size": BUCKET_ELEMENTS}
+    bf16 = train.precision is Precision.bf16
+    zero: dict[str, Any] = {"stage": zero_stage(train), "reduce_bucket_size": BUCKET_ELEMENTS}
     if train.deepspeed.offload_optimizer is Offload.CPU:
         zero["offload_optimizer"] = {"device": "cpu"}
     if train.deepspeed.offload_parameters is Offload.CPU:
@@ -63,8 +65,8 @@ def _base(train: Train) -> dict[str, Any]:
         "zero_optimization": zero,
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 10**9,
-        "bf16": {"enabled": train.precision is Precision.bf16},
-        **({"data_types": {"grad_accum_dtype": "fp32"}} if train.precision is Precision.bf16 else {}),
+        "bf16": {"enabled": bf16},
+        **({"data_types": {"grad_accum_dtype": "fp32"}} if bf16 else {}),
     }
 
 
@@ -139,15 +141,19 @@ def parameter_groups(student: torch.nn.Module, weight_decay: float) -> list[dict
     return [group for group in groups if group["params"]]
 
 
-def gathered_state(model: torch.nn.Module, zero_stage: int, rank: int) -> dict[str, torch.Tensor]:
+def gathered_state(model: torch.nn.Module, stage: int, rank: int) -> dict[str, torch.Tensor]:
     """All trained and frozen weights of ``model`` on the CPU of rank 0, by name; empty on the others."""
-    if zero_stage < 3:
+    if stage < 3:
         return {name: value.detach().cpu() for name, value in model.state_dict().items()} if rank == 0 else {}
     import deepspeed
 
-    state = {name: value.detach().cpu() for name, value in model.named_buffers()} if rank == 0 else {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        with deepspeed.zero.GatheredParameters([parameter]):
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    state = {}
+    for name, value in model.state_dict().items():  # its names: buffers that are not saved are left out
+        if name not in parameters:
+            state[name] = value.detach().cpu()
+            continue
+        with deepspeed.zero.GatheredParameters([parameters[name]]):
             if rank == 0:
-                state[name] = parameter.detach().cpu().clone()
-    return state
+                state[name] = parameters[name].detach().cpu().clone()
+    return state if rank == 0 else {}

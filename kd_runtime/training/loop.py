@@ -12,12 +12,13 @@ import torch
 import torch.distributed as dist
 
 from kd_runtime.api.failures import SettingsError
-from kd_runtime.api.job import Precision, Train, TrainMethod
+from kd_runtime.api.job import Train, TrainMethod
 from kd_runtime.training.batches import MicroBatch, MicroBatchRule, collate, share_out
 from kd_runtime.training.examples import ExampleSource
 from kd_runtime.training.order import Batch, TrainingOrder, splitmix64
 from kd_runtime.training.schedule import learning_rate
 from kd_runtime.training.student import SUMS, Student
+from kd_runtime.training.task import zero_stage
 
 
 @dataclass(frozen=True)
@@ -149,7 +150,7 @@ class Trainer:
         for group in self.engine.optimizer.param_groups:
             group["lr"] = rate
         norm = None
-        if self.train.deepspeed.zero_stage == 0 and self.train.precision is Precision.fp32:
+        if zero_stage(self.train) == 0:
             norm = self._clip_unsharded()
         self.engine.step()
         norm = self.engine.get_global_grad_norm() if norm is None else norm

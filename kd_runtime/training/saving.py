@@ -17,7 +17,7 @@ from kd_runtime.artifacts.manifest import ObjectRef
 from kd_runtime.artifacts.store import open_store
 from kd_runtime.training import checkpoints
 from kd_runtime.training.loop import Trainer
-from kd_runtime.training.task import RankTask
+from kd_runtime.training.task import RankTask, zero_stage
 
 LOG = "train.jsonl"
 
@@ -61,7 +61,7 @@ class Saver:
             checkpoint = checkpoints.Checkpoint(
                 step=done,
                 world_size=trainer.place.world,
-                zero_stage=task.train.deepspeed.zero_stage,
+                zero_stage=zero_stage(task.train),
                 micro_batch=trainer.rule.facts(),
                 threads=task.threads,
                 writer=writer,

@@ -1,0 +1,91 @@
+"""Checkpoints in a store: the newest that verifies is gone on from, older ones are deleted, and none is left at the end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from kd_runtime.artifacts.store import Store, open_store
+from kd_runtime.training import checkpoints
+from kd_runtime.training.checkpoints import Checkpoint
+
+KEY = "ab" * 32
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return open_store(f"file://{tmp_path}/store")
+
+
+def write(store: Store, folder: Path, step: int, writer: str = "w", keep: int = 2, body: bytes = b"state") -> None:
+    folder.mkdir(exist_ok=True)
+    (folder / "a.pt").write_bytes(body + b"%d" % step)
+    prefix = checkpoints.step_prefix(KEY, writer, step)
+    refs = checkpoints.upload(store, prefix, folder, ["a.pt"], lambda: None)
+    checkpoint = Checkpoint(
+        step=step, world_size=1, zero_stage=0, micro_batch={"rows": 1}, threads=1, writer=writer, objects=tuple(refs)
+    )
+    checkpoints.commit(store, KEY, checkpoint, keep)
+
+
+def newest(store: Store, folder: Path, fits=lambda _: None):
+    said: list[str] = []
+    return checkpoints.newest(store, KEY, fits, folder / "resume", said.append), said
+
+
+def test_the_newest_is_downloaded_whoever_wrote_it(store: Store, tmp_path: Path) -> None:
+    write(store, tmp_path / "f", 9, "zz")
+    write(store, tmp_path / "f", 10, "aa")
+    (found, folder), said = newest(store, tmp_path)
+    assert (found.step, folder.name, said) == (10, "step-10", [])
+    assert (folder / "a.pt").read_bytes() == b"state10"
+
+
+def test_only_the_last_are_kept(store: Store, tmp_path: Path) -> None:
+    for step in (2, 4, 6, 8):
+        write(store, tmp_path / "f", step)
+    steps = {info.name.split("/")[3] for info in store.list("work/")}
+    assert steps == {"step-6", "step-8"}
+
+
+@pytest.mark.parametrize("damage", ["changed", "gone", "manifest"])
+def test_a_damaged_one_is_passed_over_for_the_next_older_and_named(store: Store, tmp_path: Path, damage: str) -> None:
+    write(store, tmp_path / "f", 2)
+    write(store, tmp_path / "f", 4)
+    prefix = checkpoints.step_prefix(KEY, "w", 4)
+    if damage == "changed":
+        store.put(prefix + "a.pt", b"stale4")
+    elif damage == "gone":
+        store.delete(prefix + "a.pt")
+    else:
+        store.put(prefix + "manifest.json", b"{")
+    (found, _), said = newest(store, tmp_path)
+    assert found.step == 2
+    assert len(said) == 1 and "step-4" in said[0]
+
+
+def test_one_that_does_not_fit_is_passed_over(store: Store, tmp_path: Path) -> None:
+    write(store, tmp_path / "f", 2)
+    found, said = newest(store, tmp_path, lambda _: "it was written by 2 ranks, this run has 1")
+    assert found is None and "by 2 ranks" in said[0]
+
+
+def test_without_a_manifest_there_is_no_checkpoint(store: Store, tmp_path: Path) -> None:
+    store.put(checkpoints.step_prefix(KEY, "w", 4) + "a.pt", b"half")
+    assert newest(store, tmp_path) == (None, [])
+
+
+def test_all_are_deleted_once_the_artifact_exists(store: Store, tmp_path: Path) -> None:
+    write(store, tmp_path / "f", 2)
+    store.put(checkpoints.step_prefix(KEY, "other", 4) + "a.pt", b"half")
+    checkpoints.delete_all(store, KEY)
+    assert list(store.list("work/")) == []
+
+
+def test_each_rank_uploads_its_shards_and_the_first_what_all_share() -> None:
+    names = ["mp_rank_00_model_states.pt", "train.jsonl", "zero_pp_rank_0_mp_rank_00_optim_states.pt"]
+    names += ["bf16_zero_pp_rank_1_mp_rank_00_optim_states.pt", "zero_pp_rank_10_mp_rank_00_optim_states.pt"]
+    shares = [checkpoints.own_files(names, rank) for rank in (0, 1, 10)]
+    assert [len(share) for share in shares] == [3, 1, 1]
+    assert sorted(name for share in shares for name in share) == sorted(names)
