@@ -13,6 +13,7 @@ Clock = Callable[[], float]
 Sleep = Callable[[float], Awaitable[None]]
 
 DEFAULT_IN_FLIGHT = 32
+ROUNDING = 1e-6
 BURST_SECONDS = 5.0
 """A bucket holds at most what it gains in this time: limits count by the minute, and servers smooth them."""
 
@@ -45,12 +46,12 @@ class Bucket:
         self._at = clock()
 
     async def take(self, amount: float) -> None:
-        """Wait until the bucket is not in debt, then take ``amount``."""
+        """Wait until the bucket holds ``amount`` (or is full), then take it."""
         if math.isinf(self._rate):
             return
         self._refill()
-        while self._level < 0 or (self._level < amount and self._level < self._size):
-            await self._sleep((min(amount, self._size) - self._level) / self._rate)
+        while (lacking := min(amount, self._size) - self._level) > ROUNDING:
+            await self._sleep(lacking / self._rate)
             self._refill()
         self._level -= amount
 
