@@ -105,6 +105,20 @@ class FileStore:
                 if folder == self._root or not _removed(folder):
                     break
 
+    def unfinished(self, before: float) -> Iterator[ObjectInfo]:
+        """Temporary files of writers that were killed."""
+        with self._errors("."):
+            for folder, _, names in os.walk(self._root):
+                for path in (Path(folder) / name for name in sorted(names) if is_temporary(name)):
+                    with contextlib.suppress(FileNotFoundError):
+                        info = _info(path.relative_to(self._root).as_posix(), path)
+                        if info.modified < before:
+                            yield info
+
+    def discard(self, write: ObjectInfo) -> None:
+        """Remove the temporary file."""
+        self.delete(write.name)
+
     def path(self, name: str) -> Path:
         """Where the object lies."""
         return self._root / checked_name(name)

@@ -126,6 +126,41 @@ class S3Store:
         """Remove the object."""
         self._call(name, lambda: self._s3.delete_object(Bucket=self.bucket, Key=self._key(name)))
 
+    def unfinished(self, before: float) -> Iterator[ObjectInfo]:
+        """Multipart uploads that were neither completed nor aborted; sizes are of the parts that arrived."""
+        arguments: dict[str, Any] = {"Bucket": self.bucket, "Prefix": self.prefix}
+        while True:
+            page = self._call("", lambda: self._s3.list_multipart_uploads(**arguments))
+            for upload in page.get("Uploads", []):
+                name, begun = upload["Key"][len(self.prefix) :], upload["Initiated"].timestamp()
+                if begun < before:
+                    yield ObjectInfo(name, self._parts_size(name, upload["UploadId"]), upload["UploadId"], None, begun)
+            if not page.get("IsTruncated"):
+                return
+            arguments.update(KeyMarker=page["NextKeyMarker"], UploadIdMarker=page["NextUploadIdMarker"])
+
+    def discard(self, write: ObjectInfo) -> None:
+        """Abort the multipart upload."""
+        place: dict[str, Any] = {"Bucket": self.bucket, "Key": self._key(write.name)}
+
+        def abort() -> None:
+            with contextlib.suppress(self._s3.exceptions.NoSuchUpload):
+                self._s3.abort_multipart_upload(**place, UploadId=write.etag)
+
+        self._call(write.name, abort)
+
+    def _parts_size(self, name: str, upload: str) -> int:
+        """Bytes of the first 1,000 parts; 0 where the upload is gone."""
+        place: dict[str, Any] = {"Bucket": self.bucket, "Key": self._key(name)}
+
+        def size() -> int:
+            with contextlib.suppress(self._s3.exceptions.NoSuchUpload):
+                page = self._s3.list_parts(**place, UploadId=upload)
+                return sum(int(part["Size"]) for part in page.get("Parts", []))
+            return 0
+
+        return self._call(name, size)
+
     def _put(self, name: str, digest: str, write: Callable[[], str]) -> str:
         """The ETag of what ``write`` wrote; a refusal after an earlier try is looked into: that try may have arrived."""
         tried = 0

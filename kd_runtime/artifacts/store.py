@@ -87,6 +87,14 @@ class Store(Protocol):
         """Remove the object; no error where it is absent."""
         ...
 
+    def unfinished(self, before: float) -> Iterator[ObjectInfo]:
+        """Writes that were begun before ``before`` (s, epoch) and never ended; ``etag`` tells those of one name apart."""
+        ...
+
+    def discard(self, write: ObjectInfo) -> None:
+        """Free what an unfinished write holds; no error where it is gone."""
+        ...
+
 
 def open_store(uri: str, *, endpoint: str | None = None, region: str | None = None) -> Store:
     """The store at ``uri``: ``file:///absolute/folder`` or ``s3://bucket/prefix/``. Nothing is touched yet.

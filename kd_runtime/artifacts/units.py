@@ -275,6 +275,13 @@ def unit_id(pairs: Sequence[Pair], nonces: Sequence[str] = ()) -> str:
     return hashlib.sha256(body.encode()).hexdigest()[:32]
 
 
+def commit_name(name: str) -> str | None:
+    """The commit that an object below answers/ belongs to; None for an object that lies elsewhere."""
+    folder, _, base = name.rpartition("/")
+    unit = base.partition("-")[2].partition(".")[0]
+    return f"{folder}/{unit}.json" if name.startswith(ANSWERS) and unit else None
+
+
 def cut_units(pairs: Sequence[Pair], size: int = UNIT_PAIRS) -> list[Unit]:
     """Units of ``size`` consecutive pairs (the last may be smaller), by order alone."""
     pieces = [tuple(pairs[start : start + size]) for start in range(0, len(pairs), size)]

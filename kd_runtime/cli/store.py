@@ -1,4 +1,4 @@
-"""Commands about a store: ls, lineage."""
+"""Commands about a store: ls, lineage, gc, copy."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.tree import Tree
 
+from kd_runtime.cli.consoles import console
+
 StoreOption = Annotated[str, typer.Option("--store", envvar="KD_STORE", help="The store's URI: file:///… or s3://…")]
 
 
@@ -17,6 +19,8 @@ def add(app: typer.Typer) -> None:
     """Register the commands."""
     app.command()(ls)
     app.command()(lineage)
+    app.command()(gc)
+    app.command()(copy)
 
 
 def ls(store: StoreOption) -> None:
@@ -50,6 +54,48 @@ def lineage(
     tree = Tree(f"{root.stage_type} {root.key[:16]} content {root.content_digest[:12]}")
     grow(tree, root)
     Console().print(tree)
+
+
+def gc(
+    store: StoreOption,
+    keep: Annotated[
+        list[str] | None, typer.Option("--keep", help="An artifact to keep: its key, or the first digits. Repeatable.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+) -> None:
+    """Delete what no plan of the last 30 days, no published model and no --keep needs; nothing younger than 7 days."""
+    from kd_runtime.artifacts.collect import collect
+    from kd_runtime.artifacts.lineage import find_key
+    from kd_runtime.artifacts.store import open_store
+    from kd_runtime.local.tables import number, size
+
+    opened = open_store(absolute(store))
+    swept = collect(opened, keep=[find_key(opened, key) for key in keep or ()], dry_run=dry_run)
+    table = Table("what", "name", "objects", "bytes", box=None)
+    for one in swept:
+        table.add_row(one.kind, one.name[:64], number(one.objects), size(one.size))
+    if swept:
+        console().print(table)
+    total = sum(one.size for one in swept)
+    print(f"{'would free' if dry_run else 'freed'} {size(total)} ({total} bytes) in {len(swept)} places")
+
+
+def copy(
+    key: Annotated[str, typer.Argument(help="An artifact's key, or its first digits.")],
+    store: StoreOption,
+    to: Annotated[str, typer.Option("--to", help="The store to copy to.")],
+    endpoint: Annotated[str | None, typer.Option("--endpoint", help="S3 endpoint of the store to copy to.")] = None,
+) -> None:
+    """Copy an artifact and all that it was made from to another store; typed again, it goes on where it was."""
+    from kd_runtime.artifacts.copying import copy_artifact
+    from kd_runtime.artifacts.lineage import find_key
+    from kd_runtime.artifacts.store import open_store
+    from kd_runtime.local.tables import size
+
+    source, target = open_store(absolute(store)), open_store(absolute(to), endpoint=endpoint)
+    for copied in copy_artifact(source, find_key(source, key), target):
+        moved = f"{copied.objects} objects, {size(copied.size)}" if copied.objects else "was there"
+        print(f"{copied.stage_type:<10} {copied.key[:16]}  {moved}")
 
 
 def absolute(uri: str) -> str:

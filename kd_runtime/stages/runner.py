@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import shutil
@@ -28,6 +29,8 @@ from kd_runtime.stages.context import StageContext, StageOutcome, TeacherAddress
 from kd_runtime.stages.reporting import write_report
 from kd_runtime.telemetry.processes import become_subreaper, end_descendants
 from kd_runtime.telemetry.progress import Reporter
+
+MARK_SECONDS = 86_400.0
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,29 @@ def mark_used(store: Store, digest: str) -> None:
     store.put(f"plans/{digest}.used", datetime.now(UTC).isoformat().encode())
 
 
+class InUse:
+    """Says each day that the plan is in use, for a stage that runs longer than garbage collection waits.
+
+    A store that fails just then is no reason to end: the next day's mark is early enough.
+    """
+
+    def __init__(self, store: Store, digest: str, every: float = MARK_SECONDS):
+        self._store, self._digest, self._every = store, digest, every
+        self._over = threading.Event()
+
+    def __enter__(self) -> InUse:
+        threading.Thread(target=self._mark, name="in-use", daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+
+    def _mark(self) -> None:
+        while not self._over.wait(self._every):
+            with contextlib.suppress(KDError):
+                mark_used(self._store, self._digest)
+
+
 def _run(options: StageOptions) -> StageResult:
     store = open_store(options.store, endpoint=options.endpoint, region=options.region)
     plan = load_plan(store, options.plan)
@@ -114,7 +140,7 @@ def _run(options: StageOptions) -> StageResult:
     work = Path(tempfile.mkdtemp(prefix=f"kd-{stage.name}-"))
     try:
         context = _context(options, plan, stage, store, reporter, work)
-        with watch:
+        with watch, InUse(store, options.plan):
             outcome: StageOutcome = importlib.import_module(f"kd_runtime.stages.{stage.type.value}").run(context)
         if outcome.manifest is not None and stage is plan.stages[-1]:
             write_report(plan, store, context.cache)

@@ -70,6 +70,13 @@ class MemoryStore:
         with self._guard:
             self.objects.pop(name, None)
 
+    def unfinished(self, before: float) -> Iterator[ObjectInfo]:
+        """None: a write is one step."""
+        return iter(())
+
+    def discard(self, write: ObjectInfo) -> None:
+        """Nothing to free."""
+
     def _info(self, name: str) -> ObjectInfo:
         digest = hashlib.sha256(self.objects[name]).hexdigest()
         return ObjectInfo(name, len(self.objects[name]), digest, digest, 0.0)

@@ -7,18 +7,21 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 from fakes import fake_model
 from manifests import FULL, job
 
-from kd_runtime.api.failures import ExitClass
+from kd_runtime.api.failures import ExitClass, StorageError
 from kd_runtime.api.parse import parse_job
 from kd_runtime.api.result import StageResult
 from kd_runtime.api.runtime import shipped_runtime
-from kd_runtime.artifacts.store import open_store
+from kd_runtime.artifacts.file_store import FileStore
+from kd_runtime.artifacts.store import ObjectInfo, open_store
 from kd_runtime.planning.resolve import build_plan
+from kd_runtime.stages.runner import InUse
 
 SCRIPT = """
 import sys, time, types
@@ -168,3 +171,22 @@ def test_a_result_of_any_length_fits_its_file() -> None:
     assert len(body) <= 4096
     assert json.loads(body)["counts"] == {"out": 1}
     assert len(json.loads(body)["message"].encode()) <= 400
+
+
+def test_a_long_stage_says_again_and_again_that_its_plan_is_in_use(tmp_path: Path) -> None:
+    marked = threading.Event()
+
+    class Marked(FileStore):
+        tries = 0
+
+        def put(self, name: str, *arguments: object, **more: object) -> ObjectInfo:
+            self.tries += 1
+            if self.tries == 1:
+                raise StorageError("the store was away that day")
+            marked.set()
+            return super().put(name, *arguments, **more)  # type: ignore[arg-type]
+
+    store = Marked(tmp_path)
+    with InUse(store, "p", every=0.001):
+        assert marked.wait(30)
+    assert store.exists("plans/p.used")
