@@ -183,8 +183,9 @@ def test_a_long_stage_says_again_and_again_that_its_plan_is_in_use(tmp_path: Pat
             self.tries += 1
             if self.tries == 1:
                 raise StorageError("the store was away that day")
+            info = super().put(name, *arguments, **more)  # type: ignore[arg-type]
             marked.set()
-            return super().put(name, *arguments, **more)  # type: ignore[arg-type]
+            return info
 
     store = Marked(tmp_path)
     with InUse(store, "p", every=0.001):
