@@ -75,14 +75,13 @@ def _convert(source: Path, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    _check_whole(source)
     where: dict[str, Any] = {"gguf_file": source.name, "local_files_only": True}
     try:
         read = AutoModelForCausalLM.from_pretrained(source.parent, dtype=torch.float32, **where)
         tokenizer = AutoTokenizer.from_pretrained(source.parent, **where)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise SettingsError(
-            f"{source}: cannot be read as GGUF ({error}); is the file whole, and `gguf` installed?"
-        ) from error
+    except (OSError, ValueError, KeyError) as error:
+        raise SettingsError(f"{source}: is a GGUF file that transformers cannot read ({error})") from error
     # What was read still calls itself quantised and refuses to be saved: its weights move to a model that does not.
     config = type(read.config)(**_plain(read.config.to_dict()))
     with torch.device("meta"):
@@ -92,6 +91,18 @@ def _convert(source: Path, folder: Path) -> None:
     model.generation_config = _generation_config(config)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+def _check_whole(source: Path) -> None:
+    """Every tensor that the header names lies inside the file."""
+    try:
+        from gguf import GGUFReader
+    except ImportError as error:
+        raise SettingsError(f"{source}: to read GGUF, install the package gguf: pip install gguf==0.19.0") from error
+    try:
+        GGUFReader(source)
+    except (ValueError, IndexError, KeyError) as error:
+        raise SettingsError(f"{source}: is no whole GGUF file ({error}); fetch it again") from error
 
 
 def _plain(config: dict[str, Any]) -> dict[str, Any]:
