@@ -47,7 +47,7 @@ class TeacherClient:
         limits: Limits = Limits(),
         outage_seconds: float = 600.0,
         request_seconds: float = REQUEST_SECONDS,
-        backoff_seconds: tuple[float, float] = BACKOFF_SECONDS,
+        backoff_seconds: tuple[float, float] | None = None,
         clock: Clock = time.monotonic,
         sleep: Sleep = asyncio.sleep,
         jitter: random.Random | None = None,
@@ -55,7 +55,7 @@ class TeacherClient:
         self._api, self._root = addresses(url)
         self._model = model
         self._outage_seconds, self._request_seconds = outage_seconds, request_seconds
-        self._backoff = backoff_seconds
+        self._backoff = backoff_seconds or BACKOFF_SECONDS
         self._clock, self._sleep = clock, sleep
         self._jitter = jitter or random.Random()
         self._requests = Bucket(limits.requests_per_minute, clock, sleep)
