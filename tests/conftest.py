@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from s3_server import s3_server  # noqa: F401 - a fixture for all rooms
 from tiny import tiny_models_folder
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import yaml
 from manifests import FULL, job, tiny_train
+from s3_server import S3Server
 
 pytestmark = pytest.mark.runtime
 KD = [sys.executable, "-m", "kd_runtime.cli.main"]
@@ -193,3 +194,22 @@ def test_an_external_teacher_is_asked_over_the_openai_protocol(place: Place, ext
     assert "apiKeySecretRef" in place.kd("plan", str(manifest), code=77, KD_SECRET_OTHER_KEY="wrong")
     place.run(manifest, KD_SECRET_OTHER_KEY="right")
     assert (place.root / "out-external" / "kd.json").exists()
+
+
+def test_a_job_runs_on_a_bucket(place: Place, s3_server: S3Server) -> None:
+    artifacts = {"uri": f"s3://{s3_server.bucket}/kd/", "endpoint": s3_server.url, "region": "us-east-1"}
+    stages = [
+        {"name": "student", "train": tiny_train(method="SFT")},
+        {"name": "exam", "evaluate": {}},
+        {
+            "name": "release",
+            "publish": {"targets": [{"uri": f"s3://{s3_server.bucket}/models/tiny/"}], "requireGates": False},
+        },
+    ]
+    manifest = place.write("bucket", stages, dataset=place.given(), teacher=None, artifacts=artifacts)
+    place.run(manifest, **s3_server.environment())
+    names = [o["Key"] for o in s3_server.client.list_objects_v2(Bucket=s3_server.bucket)["Contents"]]
+    assert "models/tiny/kd.json" in names
+    assert any(name.startswith("kd/reports/") for name in names)
+    assert not any(name.startswith("kd/work/") for name in names), "checkpoints go once the student is committed"
+    assert " done " not in place.run(manifest, **s3_server.environment())
