@@ -8,12 +8,14 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 from kd_runtime.api.failures import StorageError
 from kd_runtime.artifacts.manifest import Manifest
 from kd_runtime.artifacts.store import Store, body_sha256
 
 REJECTS = "rejects.jsonl"
+WORK = "work/"
 COLUMNS = ("row", "sample", "reason", "detail", "source")
 
 
@@ -52,6 +54,27 @@ def read_rejects(store: Store, manifest: Manifest) -> list[Reject]:
             raise StorageError(f"{store.uri}{ref.name}: is damaged; delete the artifact and run again")
         rejects += decode_rejects(body)
     return rejects
+
+
+def keep_failed_rejects(store: Store, key: str, writer: str, rejects: Path) -> None:
+    """Store the rejects of a stage that fails for them, so that they can be listed; an earlier attempt's go."""
+    drop_failed_rejects(store, key)
+    store.put(f"{WORK}{key}/{writer}/{REJECTS}", rejects)
+
+
+def read_failed_rejects(store: Store, key: str) -> list[Reject]:
+    """What `keep_failed_rejects` stored for the stage with ``key``; none where nothing was."""
+    return [reject for name in _failed(store, key) for reject in decode_rejects(store.get(name))]
+
+
+def drop_failed_rejects(store: Store, key: str) -> None:
+    """Remove them: the stage's artifact is there now, with rejects of its own."""
+    for name in _failed(store, key):
+        store.delete(name)
+
+
+def _failed(store: Store, key: str) -> list[str]:
+    return [info.name for info in store.list(f"{WORK}{key}/") if info.name.endswith(f"/{REJECTS}")]
 
 
 def reasons(rejects: Iterable[Reject]) -> dict[str, int]:

@@ -13,13 +13,15 @@ from kd_runtime.planning.plan import StageType
 SEMANTICS: dict[StageType, int] = {
     StageType.Ingest: 1,
     StageType.Prepare: 1,
-    StageType.Generate: 1,
+    StageType.Generate: 2,
     StageType.Capture: 1,
     StageType.Train: 1,
     StageType.Evaluate: 1,
     StageType.Publish: 1,
 }
 """Raised by hand when a stage's output changes for equal settings."""
+ASKING_SEMANTICS: dict[StageType, int] = {StageType.Generate: 1, StageType.Capture: 1}
+"""Raised by hand when a teacher is asked otherwise for equal settings, or answers are kept otherwise: all is asked anew then."""
 
 
 def digest(value: dict[str, Any]) -> str:
@@ -70,7 +72,7 @@ def stage_key(
 
 def asking_key(kind: StageType, teacher: dict[str, Any], asked: dict[str, Any], uncached: str | None = None) -> str:
     """The key under which units lie: what the teacher is and is asked, but neither the dataset nor how many samples."""
-    parts: dict[str, Any] = {"type": kind.value, "semantics": SEMANTICS[kind], "teacher": teacher, "asked": asked}
+    parts: dict[str, Any] = {"type": kind.value, "semantics": ASKING_SEMANTICS[kind], "teacher": teacher, "asked": asked}
     if uncached is not None:
         parts["uncached"] = uncached
     return digest(parts)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from kd_runtime.api.dataset import Dataset
 from kd_runtime.api.failures import DataError
-from kd_runtime.artifacts.rejects import REJECTS, Reject, encode_rejects
+from kd_runtime.artifacts.rejects import REJECTS, Reject, drop_failed_rejects, encode_rejects, keep_failed_rejects
 from kd_runtime.artifacts.rows import MergingWriter, Parent, Row, prompt_split, row_key
 from kd_runtime.models.templates import Rendered, Template
 from kd_runtime.planning.tokenizers import tokenizer_digest
@@ -43,7 +43,11 @@ def run(ctx: StageContext) -> StageOutcome:
     total = sum(sizes[name] for name in chosen.read)
     for position in ingest.read(ctx.external_dir("dataset"), chosen, sizes):
         ctx.reporter.update(position, total, "bytes", tokens=ingest.tokens, message=f"{ingest.seen} rows")
-    paths = ingest.finish()
+    try:
+        paths = ingest.finish()
+    except DataError:
+        keep_failed_rejects(ctx.store, ctx.stage.key, ctx.writer, ingest.rejects_file)
+        raise
     artifact = ctx.new_artifact()
     for path in paths:
         artifact.add_file(path, f"rows/{path.name}")
@@ -59,6 +63,7 @@ def run(ctx: StageContext) -> StageOutcome:
         },
         seconds=time.monotonic() - started,
     )
+    drop_failed_rejects(ctx.store, ctx.stage.key)
     return StageOutcome(manifest, dict(manifest.counts), message=ingest.summary)
 
 
@@ -209,5 +214,6 @@ class Ingest:
         first = "; ".join(f"{r.source} {r.reason}: {r.detail}" for r in self.first_rejects)
         return (
             f"spec.dataset.maxRejectedRatio: {self.rejected} of {self.seen} rows are rejected ({ratio:.1%}, "
-            f"{self.dataset.max_rejected_ratio:.1%} allowed; {by_reason}); correct them or raise it; first: {first}"
+            f"{self.dataset.max_rejected_ratio:.1%} allowed; {by_reason}); correct them or raise it; "
+            f"`kd rejects list` shows all, first: {first}"
         )

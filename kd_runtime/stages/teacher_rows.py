@@ -114,6 +114,7 @@ class Assembly:
         return {"role": "assistant", "content": f"{THINK}\n{answer.reasoning}\n{END_THINK}\n\n{answer.text}"}
 
     def _keep(self, pair: Pair, row: Row, answer: Answer, response: str, rendered: Rendered) -> None:
+        """A prompt that the dataset holds twice was asked once: its answer's row has that parent twice, for training."""
         truncated = answer.finish_reason == CUT_OFF
         self.done += 1
         self._sums["truncated"] += truncated
@@ -129,7 +130,7 @@ class Assembly:
             prompt_tokens=rendered.prompt_tokens,
             truncated=truncated,
             finish_reason=answer.finish_reason,
-            parents=(Parent(pair.row, pair.sample),),
+            parents=(Parent(pair.row, pair.sample),) * max(1, len(row.parents)),
             source=row.source,
         )
         if self.writer.append(made):
