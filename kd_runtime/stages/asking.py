@@ -53,6 +53,9 @@ class Questions(Protocol[T]):
     def tokens(self, answer: T) -> int:
         """Tokens of an answer, for the rate that is shown."""
 
+    async def close(self) -> None:
+        """Let go of the teacher."""
+
 
 @dataclass(frozen=True)
 class IndexedRows:
@@ -128,6 +131,12 @@ class Asking(Generic[T]):
         return self.pairs[:first], cut_units(self.pairs[first:])
 
     async def _all(self, smoke: tuple[Pair, ...], mine: list[Unit]) -> None:
+        try:
+            await self._in_order(smoke, mine)
+        finally:
+            await self.questions.close()
+
+    async def _in_order(self, smoke: tuple[Pair, ...], mine: list[Unit]) -> None:
         if smoke and self.ctx.index == 0:
             await self._smoke(smoke)
         elif smoke and mine:

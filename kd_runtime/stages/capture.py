@@ -59,10 +59,11 @@ def run(ctx: StageContext) -> StageOutcome:
 
 
 def spec_of(body: Capture, vocab: int) -> ShardSpec:
-    """What is stored of each position. SettingsError for what this version does not write."""
-    others = tuple(t for t in body.temperatures if t != 1)
+    """What is stored of each position. SettingsError for what no shard can be."""
+    others = tuple(sorted({t for t in body.temperatures if t != 1}))
+    entropy = body.entropy or body.profile is Profile.Unbiased
     k = 0 if body.profile is Profile.Label else min(body.top_k, vocab)
-    return ShardSpec(body.profile.value, k, body.tail_draws, others, vocab, body.entropy)
+    return ShardSpec(body.profile.value, k, body.tail_draws, others, vocab, entropy)
 
 
 def vocabulary(ctx: StageContext) -> int:
@@ -191,6 +192,11 @@ class Scores:
             return
         for number, row in enumerate(rows):
             heard(Pair(row.key, 0), planes.select([number]))
+
+    async def close(self) -> None:
+        """Close the connections."""
+        if self._open is not None:
+            await self._open.aclose()
 
     @property
     def _client(self) -> TeacherClient:

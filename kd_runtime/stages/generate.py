@@ -19,7 +19,7 @@ from kd_runtime.stages.teacher_rows import assemble
 from kd_runtime.teachers.answers import Answer, Refused
 from kd_runtime.teachers.client import TeacherClient
 
-SEMANTICS = 1
+SEMANTICS = 2
 
 
 def run(ctx: StageContext) -> StageOutcome:
@@ -73,6 +73,11 @@ class Conversations:
             heard(pair, await self._client.chat(asked, self.body.sampling, seed))
         except Refused as refusal:
             heard(pair, Reject(pair.row, pair.sample, refusal.reason, refusal.detail, row.source))
+
+    async def close(self) -> None:
+        """Close the connections."""
+        if self._open is not None:
+            await self._open.aclose()
 
     @property
     def _client(self) -> TeacherClient:

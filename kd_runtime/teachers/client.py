@@ -22,6 +22,8 @@ T = TypeVar("T")
 
 BACKOFF_SECONDS = (0.5, 30.0)
 CONNECT_SECONDS = 10.0
+KEEP_ALIVE_SECONDS = 2.0
+"""Less than servers do (vLLM: 5): a connection that they close as it is used again would be a failed try."""
 REQUEST_SECONDS = 1800.0
 """A whole request, waiting in the teacher's own queue included."""
 BROKEN_TRIES = 6
@@ -31,7 +33,7 @@ CHARACTERS_A_TOKEN = 4
 
 
 class TeacherClient:
-    """Asks one teacher; safe for any number of tasks at once. Use as ``async with``.
+    """Asks one teacher; safe for any number of tasks at once. Use as ``async with``, or call ``aclose``.
 
     What is passing (429, 5xx, lost connections) is tried again with jittered, growing waits. A request fails alone
     (`Refused`) where the teacher answers others meanwhile; where it answers nobody for ``outage_seconds``, all end
@@ -65,7 +67,11 @@ class TeacherClient:
         self._http = httpx.AsyncClient(
             headers={"Authorization": f"Bearer {key}"} if key else {},
             timeout=httpx.Timeout(request_seconds, connect=CONNECT_SECONDS),
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=limits.max_in_flight),
+            limits=httpx.Limits(
+                max_connections=None,
+                max_keepalive_connections=limits.max_in_flight,
+                keepalive_expiry=KEEP_ALIVE_SECONDS,
+            ),
             trust_env=not _is_local(self._root),
         )
 
@@ -73,6 +79,10 @@ class TeacherClient:
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close the connections."""
         await self._http.aclose()
 
     @property

@@ -11,6 +11,8 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 
+from kd_runtime.telemetry.processes import PARENT_VARIABLE
+
 POLL_SECONDS = 0.2
 
 _LEADER = """
@@ -69,9 +71,12 @@ class Leash:
         self._leader.wait()
 
 
-def when_orphaned(action: Callable[[], None], parent: int | None = None) -> None:
-    """Call ``action`` in a thread of its own once this process has another parent than now (or than ``parent``)."""
-    expected = parent if parent is not None else os.getppid()
+def when_orphaned(action: Callable[[], None]) -> None:
+    """Call ``action``, in a thread of its own, once this process's parent is gone.
+
+    The parent is who started this process ($KD_PARENT_PID, where it said so: it may be gone by now), else who is now.
+    """
+    expected = int(os.environ.get(PARENT_VARIABLE) or os.getppid())
 
     def watch() -> None:
         while os.getppid() == expected:

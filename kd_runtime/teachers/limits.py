@@ -96,7 +96,7 @@ class InFlight:
         finally:
             self._under_way -= 1
             async with self._changed:
-                self._changed.notify_all()
+                self._changed.notify(max(0, self.limit - self._under_way))
 
     def succeeded(self) -> None:
         """A request was answered."""

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import httpx
 
-from kd_runtime.api.failures import ExitClass, TeacherError
+from kd_runtime.api.failures import ExitClass, SettingsError, TeacherError
 from kd_runtime.api.teacher import Engine, Parallelism, Quantization, Serving
 from kd_runtime.teachers.leash import POLL_SECONDS, Leash, when_orphaned
 
@@ -57,23 +57,34 @@ def serve(options: ServeOptions) -> ExitClass:
     """Serve until SIGTERM or SIGINT (Done), or until the parent is gone (Killed).
 
     Raises:
-        SettingsError: the model cannot be loaded (Transformers engine).
+        SettingsError: the port is taken, or the model cannot be loaded (Transformers engine).
         TeacherError: vLLM ended by itself.
     """
-    options = options if options.port else replace(options, port=free_port(options.host))
+    orphaned = _watch_parent() if options.leashed else threading.Event()
+    with _bound(options.host, options.port) as probe:  # a port that is taken is said before a model is loaded
+        options = replace(options, port=int(probe.getsockname()[1]))
     if options.ready_file is not None:
         options.ready_file.unlink(missing_ok=True)
         threading.Thread(target=_announce, args=(options, options.ready_file), name="announce", daemon=True).start()
     if options.engine is Engine.VLLM:
-        return _serve_vllm(options)
-    return _serve_transformers(options)
+        _serve_vllm(options)
+    else:
+        _serve_transformers(options)
+    return ExitClass.Killed if orphaned.is_set() else ExitClass.Done
 
 
-def free_port(host: str) -> int:
-    """A TCP port that nothing listens on now."""
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])
+def _bound(host: str, port: int) -> socket.socket:
+    """A socket bound to an address. SettingsError where it is taken."""
+    bound = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        bound.bind((host, port))
+    except OSError as error:
+        bound.close()
+        raise SettingsError(
+            f"--port {port}: cannot listen on {host}:{port} ({error.strerror}); choose another"
+        ) from error
+    return bound
 
 
 def local_url(host: str, port: int) -> str:
@@ -82,31 +93,46 @@ def local_url(host: str, port: int) -> str:
     return f"http://[{reachable}]:{port}" if ":" in reachable else f"http://{reachable}:{port}"
 
 
-def _serve_vllm(options: ServeOptions) -> ExitClass:
-    from kd_runtime.teachers.vllm_command import command, environment, on_cpu
-
-    ended = threading.Event()
+def _watch_parent() -> threading.Event:
+    """Once the parent is gone: an event, SIGTERM to ourselves, and after a while the end in any case."""
     orphaned = threading.Event()
+
+    def end() -> None:
+        orphaned.set()
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(STOP_SECONDS + 2)
+        os._exit(int(ExitClass.Killed))
+
+    when_orphaned(end)
+    return orphaned
+
+
+def _ended_by_signals() -> threading.Event:
+    """An event that SIGTERM and SIGINT set from now on."""
+    ended = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ended.set())
-    if options.leashed:
-        when_orphaned(orphaned.set)
+    return ended
+
+
+def _serve_vllm(options: ServeOptions) -> None:
+    from kd_runtime.teachers.vllm_command import command, environment, on_cpu
+
+    ended = _ended_by_signals()
     leash = Leash(command(options, cpu=on_cpu()), environment(options, os.environ, cpu=on_cpu()))
     code = None
-    while code is None and not orphaned.is_set() and not ended.wait(POLL_SECONDS):
+    while code is None and not ended.wait(POLL_SECONDS):
         code = leash.poll()
-    last = leash.stop(STOP_SECONDS)
-    if orphaned.is_set():
-        return ExitClass.Killed
-    if ended.is_set():
-        return ExitClass.Done
-    raise TeacherError(
-        f"vLLM ended by itself with {_ending(last if code is None else code)}; its log says why "
-        f"(model {options.model_dir}, dtype {options.dtype}, maxModelLen {options.max_model_len})"
-    )
+    leash.stop(STOP_SECONDS)
+    if not ended.is_set():
+        assert code is not None
+        raise TeacherError(
+            f"vLLM ended by itself with {_ending(code)}; its log says why "
+            f"(model {options.model_dir}, dtype {options.dtype}, maxModelLen {options.max_model_len})"
+        )
 
 
-def _serve_transformers(options: ServeOptions) -> ExitClass:
+def _serve_transformers(options: ServeOptions) -> None:
     import uvicorn
 
     from kd_runtime.teachers.transformers_app import TransformersApp
@@ -119,25 +145,13 @@ def _serve_transformers(options: ServeOptions) -> ExitClass:
     app.warm_up()
     config = uvicorn.Config(
         app.asgi(options.api_key),
-        host=options.host,
-        port=options.port,
         log_level="warning",
         timeout_graceful_shutdown=1,
         timeout_keep_alive=60,
     )
-    server = uvicorn.Server(config)
-    orphaned = threading.Event()
-
-    def stop() -> None:
-        orphaned.set()
-        server.should_exit = True
-
-    if options.leashed:
-        when_orphaned(stop)
-    server.run()
-    if not server.started:
-        raise TeacherError(f"cannot listen on {options.host}:{options.port}; choose another --port")
-    return ExitClass.Killed if orphaned.is_set() else ExitClass.Done
+    _ended_by_signals()  # uvicorn takes signals while it serves, and hands them on afterwards
+    with _bound(options.host, options.port) as listening:
+        uvicorn.Server(config).run(sockets=[listening])
 
 
 def _announce(options: ServeOptions, ready_file: Path) -> None:

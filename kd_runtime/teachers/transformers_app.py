@@ -161,7 +161,7 @@ class TransformersApp:
         wire.encode_answer(self._score(asked, lambda: True), asked)
 
     def _score(self, asked: wire.ScoreRequest, wanted: Wanted) -> list[TeacherRow]:
-        return [self._engine.score(row, asked.spec.k, asked.spec.vocab, wanted) for row in asked.rows]
+        return [self._engine.score(row, asked.spec, asked.seed, wanted) for row in asked.rows]
 
     async def _complete(self, request: Request, asked: SamplingRequest, ids: list[int]) -> Completion:
         ask = asked.ask(ids, self._engine.max_model_len - len(ids))

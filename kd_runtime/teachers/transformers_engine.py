@@ -18,7 +18,9 @@ import torch
 from torch import Tensor
 
 from kd_runtime.logits.build import TeacherRow
+from kd_runtime.logits.spec import ShardSpec
 from kd_runtime.models.loading import load_causal_lm, load_tokenizer
+from kd_runtime.teachers.distributions import beyond_head, uniforms_of_row
 from kd_runtime.teachers.wire import BadRequest, ScoreRow
 
 CHUNK_POSITIONS = 512
@@ -158,10 +160,12 @@ class TransformersEngine:
         return str(self._tokenizer.decode(ids, skip_special_tokens=True))
 
     @torch.inference_mode()
-    def score(self, row: ScoreRow, k: int, vocab: int, wanted: Callable[[], bool] = lambda: True) -> TeacherRow:
-        """The distribution at each scored position of one row: head of ``k``, tail, the label's logprob and rank.
+    def score(
+        self, row: ScoreRow, spec: ShardSpec, seed: int = 0, wanted: Callable[[], bool] = lambda: True
+    ) -> TeacherRow:
+        """What ``spec`` asks for at each scored position of one row; ``seed`` is that of the draws from the tail.
 
-        Ids from ``vocab`` on are padding and left out of the distribution. ``k`` 0: no head.
+        Ids from the spec's vocabulary on are padding and left out of the distribution.
 
         Raises:
             BadRequest: the row is longer than the model takes.
@@ -171,16 +175,20 @@ class TransformersEngine:
                 f"a row has {len(row.ids)} tokens; this model's maximum context length is {self.max_model_len} tokens, "
                 "and one is kept free"
             )
-        parts = []
+        uniforms = uniforms_of_row(row.key, int(row.scored.sum()), spec.m, seed)
+        parts: list[dict[str, npt.NDArray[Any]]] = []
+        done = 0
         for logits, labels in self._chunks(row):
             if not wanted():
                 raise Gone
             for start in range(0, len(labels), RANKED_POSITIONS):
                 some = slice(start, start + RANKED_POSITIONS)
-                parts.append(score_positions(logits[some, :vocab].float(), labels[some], k))
-        label_lp, label_rank, ids, lp, tail = (np.concatenate(part) for part in zip(*parts, strict=True))
-        head = {"top_ids": ids, "top_lp": lp, "tail_lp": tail} if k else {}
-        return TeacherRow(row.key, row.ids, row.scored, label_lp, label_rank, **head)
+                lp = logits[some, : spec.vocab].float().log_softmax(-1)
+                parts.append(score_positions(lp, labels[some], spec, uniforms[done : done + len(lp)]))
+                done += len(lp)
+        return TeacherRow(
+            row.key, row.ids, row.scored, **{name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        )
 
     def _chunks(self, row: ScoreRow) -> Iterator[tuple[Tensor, Tensor]]:
         """Logits [p,V] before each scored token of a chunk of positions, and those tokens [p]."""
@@ -213,19 +221,22 @@ def sample(logits: Tensor, temperature: float, top_p: float, generator: torch.Ge
     return int(ids[torch.multinomial(probabilities, 1, generator=generator)])
 
 
-def score_positions(logits: Tensor, labels: Tensor, k: int) -> tuple[npt.NDArray[Any], ...]:
-    """Label logprob and rank [p], head ids and logprobs [p,k], and tail [p], of logits [p,V] in fp32 with labels [p].
+def score_positions(
+    lp: Tensor, labels: Tensor, spec: ShardSpec, uniforms: npt.NDArray[np.float64]
+) -> dict[str, npt.NDArray[Any]]:
+    """The fields of a TeacherRow of p positions, from logprobs ``lp`` [p,V] in fp32, labels [p] and draws' uniforms [p,M].
 
     The rank is 1 + the count strictly greater. The tail is the log of the mass outside the head, summed in fp64 and
     never taken as 1 minus the head's.
     """
-    lp = logits.log_softmax(-1)
     label_lp = lp.gather(1, labels[:, None])
-    rank = 1 + (lp > label_lp).sum(1)
-    inside = head_mask(lp, k)
-    ids = inside.nonzero()[:, 1].view(len(lp), k)
-    tail = lp.double().masked_fill(inside, -torch.inf).logsumexp(-1)
-    return tuple(t.cpu().numpy() for t in (label_lp[:, 0], rank, ids, lp.gather(1, ids), tail))
+    fields: dict[str, Tensor] = {"lab_lp": label_lp[:, 0], "lab_rank": 1 + (lp > label_lp).sum(1)}
+    inside = head_mask(lp, spec.k)
+    if spec.k:
+        ids = inside.nonzero()[:, 1].view(len(lp), spec.k)
+        tail = lp.double().masked_fill(inside, -torch.inf).logsumexp(-1)
+        fields |= {"top_ids": ids, "top_lp": lp.gather(1, ids), "tail_lp": tail}
+    return {name: value.cpu().numpy() for name, value in fields.items()} | beyond_head(lp, inside, spec, uniforms)
 
 
 def head_mask(lp: Tensor, k: int) -> Tensor:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from kd_runtime.api.failures import SettingsError
 from kd_runtime.api.teacher import Quantization
+from kd_runtime.telemetry.processes import PARENT_VARIABLE
 
 if TYPE_CHECKING:
     from kd_runtime.teachers.serve import ServeOptions
@@ -83,6 +84,7 @@ def environment(options: ServeOptions, inherited: Mapping[str, str], *, cpu: boo
         env.pop(name, None)
         if value is not None:
             env[name] = value
+    env.pop(PARENT_VARIABLE, None)
     env.pop("VLLM_API_KEY", None)
     env.pop("VLLM_PORT", None)  # a Kubernetes Service called vllm would set it to an address
     return env

@@ -96,6 +96,8 @@ async def score(asked: wire.ScoreRequest, raw_request: Request) -> Response:
 
 async def score_rows(asked: wire.ScoreRequest, engine: EngineClient) -> list[TeacherRow]:
     """Ask the engine for all rows at once. A row that it refuses takes its neighbours out of the engine."""
+    if asked.spec.m or asked.spec.temperatures or asked.spec.entropy:
+        raise HTTPException(400, "engine VLLM sees no whole distribution: ask for no draws, temperatures or entropy")
     padded = engine.model_config.get_vocab_size() > asked.spec.vocab
     entries = min(asked.spec.k + SPARE_ENTRIES * padded, engine.model_config.max_logprobs) if asked.spec.k else 0
     if entries < asked.spec.k:

@@ -50,7 +50,7 @@ class ScoreRequest:
     rows: tuple[ScoreRow, ...]
     spec: ShardSpec
     seed: int = 0
-    """Of the tail's draws; no profile that this version serves has any."""
+    """Of the tail's draws (profile Unbiased)."""
     teacher_key: str | None = None
     """The teacher that the client means to ask; a server that is another answers 409."""
 
