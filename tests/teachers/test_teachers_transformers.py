@@ -23,6 +23,10 @@ KEY = {"Authorization": "Bearer sesame"}
 SKY = [{"role": "user", "content": "What colour is the sky?"}]
 
 
+def exact(k: int, vocab: int = 512) -> ShardSpec:
+    return ShardSpec("Exact", k, vocab=vocab)
+
+
 def test_of_equals_at_the_edge_of_the_head_the_lowest_ids_are_in() -> None:
     lp = torch.tensor([[0.1, 0.5, 0.3, 0.3, 0.3]])
     assert head_mask(lp, 2).nonzero()[:, 1].tolist() == [1, 2]
@@ -30,17 +34,19 @@ def test_of_equals_at_the_edge_of_the_head_the_lowest_ids_are_in() -> None:
 
 
 def test_a_rank_counts_only_what_is_strictly_greater() -> None:
-    _, rank, *_ = score_positions(torch.tensor([[1.0, 2.0, 2.0, 3.0]] * 4), torch.tensor([3, 2, 1, 0]), 1)
-    assert rank.tolist() == [1, 2, 2, 4]
+    lp = torch.tensor([[1.0, 2.0, 2.0, 3.0]] * 4).log_softmax(-1)
+    scores = score_positions(lp, torch.tensor([3, 2, 1, 0]), exact(1, 4), np.empty((4, 0)))
+    assert scores["lab_rank"].tolist() == [1, 2, 2, 4]
 
 
 def test_head_and_tail_make_a_distribution_however_small_the_tail() -> None:
     logits = torch.tensor([[50.0, 49.0, 0.0, -1.0]])
-    _, _, ids, lp, tail = score_positions(logits, torch.tensor([0]), 2)
-    assert ids.tolist() == [[0, 1]]
+    scores = score_positions(logits.log_softmax(-1), torch.tensor([0]), exact(2, 4), np.empty((1, 0)))
+    assert scores["top_ids"].tolist() == [[0, 1]]
     expected = torch.tensor([0.0, -1.0], dtype=torch.float64).logsumexp(0) - logits.double().logsumexp(-1)
-    assert tail[0] == pytest.approx(float(expected), abs=1e-5)
-    assert np.exp(lp).sum() + np.exp(tail[0]) == pytest.approx(1.0, abs=1e-6)
+    tail = scores["tail_lp"][0]
+    assert tail == pytest.approx(float(expected), abs=1e-5)
+    assert np.exp(scores["top_lp"]).sum() + np.exp(tail) == pytest.approx(1.0, abs=1e-6)
 
 
 def test_temperature_0_takes_the_first_of_the_likeliest() -> None:
@@ -103,24 +109,24 @@ class TestEngine:
         lp = engine._model(torch.tensor([ids])).logits[0, :-1].float().log_softmax(-1).detach()
         for chunk in (7, 512):
             monkeypatch.setattr(transformers_engine, "CHUNK_POSITIONS", chunk)
-            got = engine.score(row(ids), 16, 512)
+            got = engine.score(row(ids), exact(16, 512))
             assert np.abs(got.top_lp - lp.gather(1, torch.tensor(got.top_ids)).numpy()).max() < 1e-4
             assert np.abs(got.lab_lp - lp.gather(1, torch.tensor(ids[1:])[:, None])[:, 0].numpy()).max() < 1e-4
 
     def test_only_scored_positions_are_answered(self, engine: TransformersEngine) -> None:
         ids = engine.render(SKY)
-        whole, part = engine.score(row(ids), 4, 512), engine.score(row(ids, first=9), 4, 512)
+        whole, part = engine.score(row(ids), exact(4, 512)), engine.score(row(ids, first=9), exact(4, 512))
         assert np.abs(whole.top_lp[8:] - part.top_lp).max() < 1e-6
 
     def test_padded_ids_are_not_part_of_the_distribution(self, engine: TransformersEngine) -> None:
-        got = engine.score(row([1, 2, 3]), 300, 300)
-        assert got.top_ids.max() < 300
+        got = engine.score(row([1, 2, 3]), exact(200, 200))
+        assert got.top_ids.max() < 200
         assert np.exp(got.top_lp.astype(np.float64)).sum(1) == pytest.approx(1.0, abs=1e-5)
 
     def test_a_row_that_leaves_no_room_is_refused(self, engine: TransformersEngine) -> None:
-        engine.score(row([1] * 511), 1, 512)
+        engine.score(row([1] * 511), exact(1, 512))
         with pytest.raises(BadRequest, match="maximum context length is 512"):
-            engine.score(row([1] * 512), 1, 512)
+            engine.score(row([1] * 512), exact(1, 512))
 
     def test_an_answer_ends_by_itself_or_is_cut(self, engine: TransformersEngine) -> None:
         ids = engine.render(SKY)

@@ -127,7 +127,7 @@ def test_planes_are_those_of_the_reference(server: Running, engine: Transformers
     asked = rows(engine)
     request = wire.ScoreRequest(asked, spec, teacher_key="a" * 64)
     got: Planes = ask(server, lambda client: client.score(request))
-    expected = build_planes(spec, [engine.score(row, spec.k, spec.vocab) for row in asked])
+    expected = build_planes(spec, [engine.score(row, spec) for row in asked])
     for name in ("key", "row_ptr", "pos_ptr", "input_ids", "scored"):
         assert np.array_equal(got[name], expected[name])
     for name in ("lab_lp", "top_lp") if spec.k else ("lab_lp",):
