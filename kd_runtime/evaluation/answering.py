@@ -16,7 +16,7 @@ from kd_runtime.evaluation.repeats import Repeat, longest_repeat
 
 BATCH_TOKENS = 8192
 """Tokens of prompts and answers that are in the making at a time: bounds the memory of keys and values."""
-BATCH_ROWS = 32
+BATCH_ROWS = 64
 
 Ids = npt.NDArray[np.uint32]
 
