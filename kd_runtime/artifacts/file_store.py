@@ -105,6 +105,10 @@ class FileStore:
                 if folder == self._root or not _removed(folder):
                     break
 
+    def refuses_overwriting(self) -> bool:
+        """A link fails where the name exists."""
+        return True
+
     def unfinished(self, before: float) -> Iterator[ObjectInfo]:
         """Temporary files of writers that were killed."""
         with self._errors("."):

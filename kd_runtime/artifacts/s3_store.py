@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import os
+import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -60,7 +61,12 @@ class S3Store:
         self._bucket_seen = False
 
     def put(self, name: str, body: bytes | Path, *, if_absent: bool = False, sha256: str | None = None) -> ObjectInfo:
-        """One PUT with its SHA-256, or parts in parallel where the body is large; ``If-None-Match: *`` where asked."""
+        """One PUT with its SHA-256, or parts in parallel where the body is large; ``If-None-Match: *`` where asked.
+
+        A look beforehand saves large bodies their way, and is what a server without conditional writes is left with.
+        """
+        if if_absent and self.exists(name):
+            raise AlreadyExists(f"{self.uri}{name}: is there already")
         digest = sha256 or body_sha256(body)
         size = len(body) if isinstance(body, bytes) else body.stat().st_size
         if isinstance(body, Path) and size > self._multipart_bytes:
@@ -125,6 +131,22 @@ class S3Store:
     def delete(self, name: str) -> None:
         """Remove the object."""
         self._call(name, lambda: self._s3.delete_object(Bucket=self.bucket, Key=self._key(name)))
+
+    def refuses_overwriting(self) -> bool:
+        """Whether a second ``If-None-Match: *`` is refused."""
+        name = f"probes/{secrets.token_hex(8)}"
+
+        def write(body: bytes) -> None:
+            self._call(name, lambda: self._put_small(name, body, body_sha256(body), True))
+
+        try:
+            write(b"first")
+            write(b"second")
+        except Refused:
+            return True
+        finally:
+            self.delete(name)
+        return False
 
     def unfinished(self, before: float) -> Iterator[ObjectInfo]:
         """Multipart uploads that were neither completed nor aborted; sizes are of the parts that arrived."""

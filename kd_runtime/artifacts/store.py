@@ -87,6 +87,13 @@ class Store(Protocol):
         """Remove the object; no error where it is absent."""
         ...
 
+    def refuses_overwriting(self) -> bool:
+        """False where of two racing ``if_absent`` writers both may win: the server does not know conditional writes.
+
+        Writes and deletes a small object below probes/.
+        """
+        ...
+
     def unfinished(self, before: float) -> Iterator[ObjectInfo]:
         """Writes that were begun before ``before`` (s, epoch) and never ended; ``etag`` tells those of one name apart."""
         ...

@@ -38,6 +38,8 @@ class Planned:
     plan: Plan
     states: dict[str, StageLookup]
     estimates: dict[str, StageEstimate]
+    notes: tuple[str, ...] = ()
+    """What the probes warn of."""
 
 
 def plan_manifest(manifest: Path, runtime: Path | None, *, run_id: str | None = None, probe: bool = True) -> Planned:
@@ -52,8 +54,7 @@ def plan_manifest(manifest: Path, runtime: Path | None, *, run_id: str | None = 
     if missing:
         raise SettingsError("; ".join(missing))
     store = open_store(spec.artifacts.uri, endpoint=spec.artifacts.endpoint, region=spec.artifacts.region)
-    if probe:
-        probe_store(store)
+    note = probe_store(store) if probe else None
     plan, resolver = build_plan(local.job, local.runtime, store, uncached=run_id or _run_id(local))
     states = look_up(plan, store)
     manifests = {name: state.manifest for name, state in states.items()}
@@ -64,7 +65,7 @@ def plan_manifest(manifest: Path, runtime: Path | None, *, run_id: str | None = 
             probe_teachers(plan)
         needed = {name: e.memory for name, e in estimates.items() if states[name].runs}
         probe_memory(plan, needed, psutil.virtual_memory().total)
-    return Planned(local, store, plan, states, estimates)
+    return Planned(local, store, plan, states, estimates, (note,) if note else ())
 
 
 def _run_id(local: LocalJob) -> str | None:
@@ -75,10 +76,14 @@ def _run_id(local: LocalJob) -> str | None:
 def show_plan(manifest: Path, runtime: Path | None, console: Console) -> Planned:
     """`kd plan`: the table, with warnings."""
     planned = plan_manifest(manifest, runtime)
-    for warning in warnings(planned.local.job):
-        console.print(f"[yellow]warning[/] {warning}", highlight=False)
+    _warn(planned, console)
     console.print(plan_table(planned.plan, planned.states, planned.estimates))
     return planned
+
+
+def _warn(planned: Planned, console: Console) -> None:
+    for warning in (*warnings(planned.local.job), *planned.notes):
+        console.print(f"[yellow]warning[/] {warning}", highlight=False)
 
 
 def run_manifest(manifest: Path, runtime: Path | None, console: Console) -> Path:
@@ -93,8 +98,7 @@ def run_manifest(manifest: Path, runtime: Path | None, console: Console) -> Path
         planned = plan_manifest(manifest, runtime, run_id=state.run_id)
         _store_plan(planned)
         folder.keep(replace(state, plan=planned.plan.digest))
-        for warning in warnings(planned.local.job):
-            console.print(f"[yellow]warning[/] {warning}", highlight=False)
+        _warn(planned, console)
         console.print(plan_table(planned.plan, planned.states, planned.estimates))
         cache = local.folder / "cache"
         with Display(console) as display:

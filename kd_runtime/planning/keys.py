@@ -72,7 +72,12 @@ def stage_key(
 
 def asking_key(kind: StageType, teacher: dict[str, Any], asked: dict[str, Any], uncached: str | None = None) -> str:
     """The key under which units lie: what the teacher is and is asked, but neither the dataset nor how many samples."""
-    parts: dict[str, Any] = {"type": kind.value, "semantics": ASKING_SEMANTICS[kind], "teacher": teacher, "asked": asked}
+    parts: dict[str, Any] = {
+        "type": kind.value,
+        "semantics": ASKING_SEMANTICS[kind],
+        "teacher": teacher,
+        "asked": asked,
+    }
     if uncached is not None:
         parts["uncached"] = uncached
     return digest(parts)

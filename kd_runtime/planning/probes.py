@@ -18,8 +18,8 @@ from kd_runtime.planning.tokenizers import tokenizer_digest_of
 PROBE_TIMEOUT_SECONDS = 20.0
 
 
-def probe_store(store: Store) -> None:
-    """Write, read back and delete one small object.
+def probe_store(store: Store) -> str | None:
+    """Write, read back and delete one small object; a warning where the store has no conditional writes.
 
     Raises:
         DeniedError, StorageError: the store cannot be written or read; the message names it.
@@ -31,6 +31,13 @@ def probe_store(store: Store) -> None:
             f"spec.artifacts.uri: {store.uri} gave back other bytes than were written; use another store"
         )
     store.delete(name)
+    if store.refuses_overwriting():
+        return None
+    return (
+        f"spec.artifacts.uri: {store.uri} has no conditional writes (If-None-Match), so two runs that commit the same stage at "
+        "the same moment may both go on; the later one's artifact stays, and what was made of the other is made again. "
+        "Let one run at a time use it, or use a store that has them"
+    )
 
 
 def missing_secrets(spec: DistillationJobSpec, environment: dict[str, str]) -> list[str]:

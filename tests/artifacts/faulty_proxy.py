@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import http.client
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
@@ -30,6 +30,8 @@ class FaultyProxy:
     url: str = ""
     plan: list[tuple[str, str, Fault]] = field(default_factory=list)
     seen: list[tuple[str, str]] = field(default_factory=list)
+    overwrite: Callable[[str], None] | None = None
+    """Set: conditional writes are not known. It deletes the object at a path; a refused write is sent again then."""
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def fail(self, method: str, path: str, fault: Fault, times: int = 1) -> None:
@@ -80,12 +82,19 @@ def _handler(proxy: FaultyProxy) -> type[BaseHTTPRequestHandler]:
             if fault is Fault.Refused:
                 self._answer(500, [], b"<Error><Code>InternalError</Code></Error>")
                 return
+            answer, content = self._ask(body)
+            if answer.status == 412 and proxy.overwrite:
+                proxy.overwrite(urlsplit(self.path).path)
+                answer, content = self._ask(body)
+            self._pass_on(fault, answer, content)
+
+        def _ask(self, body: bytes) -> tuple[http.client.HTTPResponse, bytes]:
             upstream = http.client.HTTPConnection(str(host.hostname), host.port, timeout=30)
             upstream.request(self.command, self.path, body, dict(self.headers.items()))
             answer = upstream.getresponse()
             content = answer.read()
             upstream.close()
-            self._pass_on(fault, answer, content)
+            return answer, content
 
         def _pass_on(self, fault: Fault | None, answer: http.client.HTTPResponse, content: bytes) -> None:
             if fault is Fault.Unsaid:

@@ -70,6 +70,10 @@ class MemoryStore:
         with self._guard:
             self.objects.pop(name, None)
 
+    def refuses_overwriting(self) -> bool:
+        """It does."""
+        return True
+
     def unfinished(self, before: float) -> Iterator[ObjectInfo]:
         """None: a write is one step."""
         return iter(())

@@ -279,6 +279,8 @@ def test_temporary_files_of_killed_writers_go(folder_store: FileStore, tmp_path:
 
 
 def test_multipart_uploads_that_nobody_ended_are_aborted(s3) -> None:
+    if s3.kind == "moto":
+        pytest.skip("moto dates every upload to 2010")
     store = S3Store(s3.new_bucket(), "kd", endpoint=s3.url)
     place = {"Bucket": store.bucket, "Key": "kd/artifacts/k/w/model"}
     upload = s3.client.create_multipart_upload(**place)["UploadId"]
