@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from enum import IntEnum
 
 
@@ -145,6 +147,17 @@ class DrainedError(KDError):
     exit_class = ExitClass.Drained
 
 
+def disk_full(error: BaseException) -> str | None:
+    """One sentence where a disk of this machine is full (scratch, cache, run folder), whichever library says so; else None."""
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    if not full and os.strerror(errno.ENOSPC) not in str(error):
+        return None
+    where = getattr(error, "filename", None) or os.environ.get("TMPDIR", "/tmp")
+    return (
+        f"{where}: the disk is full; free space there, or set TMPDIR (scratch) or KD_CACHE_DIR (cache) to another disk"
+    )
+
+
 def classify(error: BaseException) -> ExitClass:
     """The exit class of an exception: the one place where exceptions become exit codes."""
     if isinstance(error, KDError):
@@ -153,6 +166,8 @@ def classify(error: BaseException) -> ExitClass:
         return ExitClass.HostOutOfMemory
     if isinstance(error, KeyboardInterrupt):
         return ExitClass.Killed
+    if disk_full(error):
+        return ExitClass.Storage
     if type(error).__name__ == "OutOfMemoryError" and type(error).__module__.startswith("torch"):
         return ExitClass.AcceleratorOutOfMemory
     return ExitClass.Bug

@@ -33,6 +33,8 @@ MULTIPART_BYTES = 64 << 20
 PART_BYTES = 16 << 20
 PARALLEL = 8
 ATTEMPTS = 8
+SILENCE_SECONDS = 60.0
+"""A server that sends nothing for so long in the middle of an answer is asked again."""
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.1, 5.0
 T = TypeVar("T")
 
@@ -50,12 +52,13 @@ class S3Store:
         attempts: int = ATTEMPTS,
         part_bytes: int = PART_BYTES,
         multipart_bytes: int = MULTIPART_BYTES,
+        silence_seconds: float = SILENCE_SECONDS,
     ):
         self.bucket = bucket
         self.prefix = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
         self.uri = f"s3://{bucket}/{self.prefix}"
         self._endpoint, self._region, self._attempts = endpoint, region, attempts
-        self._part_bytes, self._multipart_bytes = part_bytes, multipart_bytes
+        self._part_bytes, self._multipart_bytes, self._silence = part_bytes, multipart_bytes, silence_seconds
         self._client: S3Client | None = None
         self._guard = threading.Lock()
         self._bucket_seen = False
@@ -231,7 +234,7 @@ class S3Store:
     def _s3(self) -> S3Client:
         with self._guard:
             if self._client is None:
-                self._client = _client(self._endpoint, self._region, self._attempts)
+                self._client = _client(self._endpoint, self._region, self._attempts, self._silence)
             return self._client
 
     def _call(self, name: str, work: Callable[[], T]) -> T:
@@ -264,7 +267,7 @@ def _boto_error() -> tuple[type[Exception], ...]:
     return (BotoCoreError, ClientError)
 
 
-def _client(endpoint: str | None, region: str | None, attempts: int) -> S3Client:
+def _client(endpoint: str | None, region: str | None, attempts: int, silence: float) -> S3Client:
     import boto3
     from botocore.config import Config
 
@@ -275,7 +278,7 @@ def _client(endpoint: str | None, region: str | None, attempts: int) -> S3Client
         s3={"addressing_style": "path" if own else "auto"},
         max_pool_connections=2 * PARALLEL,
         connect_timeout=10,
-        read_timeout=60,
+        read_timeout=silence,
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
     )

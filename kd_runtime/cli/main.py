@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 
 from kd_runtime import __version__
-from kd_runtime.api.failures import ExitClass, KDError, classify
+from kd_runtime.api.failures import ExitClass, KDError, classify, disk_full
 from kd_runtime.cli import chat, internals, jobs, logits, rejects, store
 
 app = typer.Typer(
@@ -47,6 +47,12 @@ def main() -> None:
         sys.exit(130)
     except BrokenPipeError:
         sys.exit(int(ExitClass.Done))
+    except OSError as error:
+        full = disk_full(error)
+        if full is None:
+            raise
+        print(f"{ExitClass.Storage.name}: {full}", file=sys.stderr)
+        sys.exit(int(ExitClass.Storage))
     except MemoryError as error:
         print(f"out of memory: {error}", file=sys.stderr)
         sys.exit(int(classify(error)))

@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
 
-from kd_runtime.api.failures import ExitClass, KDError, SettingsError, TransientError, classify
+from kd_runtime.api.failures import ExitClass, KDError, SettingsError, TransientError, classify, disk_full
 from kd_runtime.api.result import StageResult
 from kd_runtime.artifacts.cache import Cache
 from kd_runtime.artifacts.manifest import Manifest, read_manifest, retire
@@ -209,7 +209,7 @@ def _failure(options: StageOptions, error: BaseException) -> StageResult:
         traceback.print_exception(error)
     elif not isinstance(error, KDError):
         traceback.print_exception(error, limit=-3)
-    said = str(error) if isinstance(error, KDError) else f"{type(error).__name__}: {error}"
+    said = str(error) if isinstance(error, KDError) else disk_full(error) or f"{type(error).__name__}: {error}"
     return StageResult(exit_class=kind, message=said or kind.name)
 
 

@@ -20,6 +20,10 @@ class Fault(Enum):
     Dropped = "the server does it, the connection closes without an answer"
     Truncated = "half of the answer's body arrives"
     Flipped = "one bit of the answer's body is another"
+    Unwanted = "the server sees nothing, 400 is answered"
+    Denied = "the server sees nothing, 403 is answered"
+    Slow = "the answer's body comes in small pieces, with pauses"
+    Stalled = "half of the answer's body arrives, then nothing more, and the connection stays open"
 
 
 @dataclass
@@ -30,8 +34,12 @@ class FaultyProxy:
     url: str = ""
     plan: list[tuple[str, str, Fault]] = field(default_factory=list)
     seen: list[tuple[str, str]] = field(default_factory=list)
+    judge: Callable[[str, str, bytes], Fault | None] = lambda method, path, body: None
+    """Sees every request whole, and may let it go wrong."""
     overwrite: Callable[[str], None] | None = None
     """Set: conditional writes are not known. It deletes the object at a path; a refused write is sent again then."""
+    released: threading.Event = field(default_factory=threading.Event)
+    """Set at the end: nothing stalls any more."""
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def fail(self, method: str, path: str, fault: Fault, times: int = 1) -> None:
@@ -65,9 +73,18 @@ def faulty_proxy(upstream: str) -> Iterator[FaultyProxy]:
     try:
         yield proxy
     finally:
+        proxy.released.set()
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+UNSEEN: dict[Fault | None, tuple[int, list[tuple[str, str]], bytes]] = {
+    Fault.Refused: (500, [], b"<Error><Code>InternalError</Code></Error>"),
+    Fault.Unwanted: (400, [], b'{"error": {"message": "not today"}}'),
+    Fault.Denied: (403, [], b"<Error><Code>AccessDenied</Code><Message>Access Denied.</Message></Error>"),
+}
+PAUSE_SECONDS = 0.05
 
 
 def _handler(proxy: FaultyProxy) -> type[BaseHTTPRequestHandler]:
@@ -78,9 +95,9 @@ def _handler(proxy: FaultyProxy) -> type[BaseHTTPRequestHandler]:
 
         def _serve(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            fault = proxy.take(self.command, self.path)
-            if fault is Fault.Refused:
-                self._answer(500, [], b"<Error><Code>InternalError</Code></Error>")
+            fault = proxy.take(self.command, self.path) or proxy.judge(self.command, self.path, body)
+            if fault in UNSEEN:
+                self._answer(*UNSEEN[fault])
                 return
             answer, content = self._ask(body)
             if answer.status == 412 and proxy.overwrite:
@@ -103,22 +120,39 @@ def _handler(proxy: FaultyProxy) -> type[BaseHTTPRequestHandler]:
                 self.close_connection = True
                 self.connection.close()
             elif fault is Fault.Truncated:
-                self._answer(answer.status, answer.getheaders(), content, stop=len(content) // 2)
+                self._answer(answer.status, answer.getheaders(), content[: len(content) // 2], len(content))
+                self.close_connection = True
+            elif fault is Fault.Slow:
+                pieces = [
+                    content[start : start + 1 + len(content) // 8]
+                    for start in range(0, len(content), 1 + len(content) // 8)
+                ]
+                self._answer(answer.status, answer.getheaders(), b"", len(content))
+                for piece in pieces:
+                    self.wfile.write(piece)
+                    proxy.released.wait(PAUSE_SECONDS)
+            elif fault is Fault.Stalled:
+                self._answer(answer.status, answer.getheaders(), content[: len(content) // 2], len(content))
+                proxy.released.wait(60)
                 self.close_connection = True
             else:
                 if fault is Fault.Flipped:
                     content = bytes([content[0] ^ 1]) + content[1:]
                 self._answer(answer.status, answer.getheaders(), content)
 
-        def _answer(self, status: int, headers: list[tuple[str, str]], body: bytes, stop: int | None = None) -> None:
+        def _answer(
+            self, status: int, headers: list[tuple[str, str]], body: bytes, declared: int | None = None
+        ) -> None:
             self.send_response_only(status)
             length = [value for name, value in headers if name.lower() == "content-length"]
             for name, value in headers:
                 if name.lower() not in ("transfer-encoding", "connection", "content-length"):
                     self.send_header(name, value)
-            self.send_header("Content-Length", length[0] if self.command == "HEAD" and length else str(len(body)))
+            self.send_header(
+                "Content-Length", length[0] if self.command == "HEAD" and length else str(declared or len(body))
+            )
             self.end_headers()
-            self.wfile.write(body[:stop])
+            self.wfile.write(body)
 
         do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = _serve
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 from artifacts.faulty_proxy import Fault, FaultyProxy, faulty_proxy
@@ -107,6 +108,37 @@ def test_what_was_begun_of_another_version_is_dropped(
     store.put("large", b"another")
     store.download("large", tmp_path / "copy")
     assert (tmp_path / "copy").read_bytes() == b"another"
+
+
+def test_a_slow_body_arrives_whole_and_is_asked_for_once(store: S3Store, proxy: FaultyProxy) -> None:
+    store.put("a", b"0123456789")
+    proxy.fail("GET", "/a", Fault.Slow)
+    assert store.get("a") == b"0123456789" and proxy.count("GET", "/a") == 1
+
+
+def test_a_body_that_stalls_is_asked_for_again(s3, proxy: FaultyProxy, large: Path, tmp_path: Path) -> None:
+    store = S3Store(
+        s3.bucket,
+        uuid4().hex,
+        endpoint=proxy.url,
+        attempts=3,
+        part_bytes=PART,
+        multipart_bytes=PART,
+        silence_seconds=0.5,
+    )
+    store.put("large", large)
+    proxy.fail("GET", "large", Fault.Stalled, times=2)
+    store.download("large", tmp_path / "copy")
+    assert (tmp_path / "copy").read_bytes() == LARGE and proxy.count("GET", "large") == 6
+
+
+def test_a_bucket_that_may_only_be_read_is_denied(store: S3Store, proxy: FaultyProxy) -> None:
+    store.put("a", b"x")
+    proxy.judge = lambda method, path, body: Fault.Denied if method in ("PUT", "POST", "DELETE") else None
+    for use in (lambda: store.put("b", b"x"), lambda: store.put("b", b"x", if_absent=True), lambda: store.delete("a")):
+        with pytest.raises(DeniedError, match=f"access to bucket {store.bucket} is denied .*check the credentials"):
+            use()
+    assert store.get("a") == b"x"
 
 
 def test_a_server_that_keeps_failing_is_a_storage_error_that_names_object_and_bucket(

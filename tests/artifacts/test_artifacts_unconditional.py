@@ -9,12 +9,13 @@ from uuid import uuid4
 
 import pytest
 import yaml
-from artifacts.faulty_proxy import FaultyProxy, faulty_proxy
+from artifacts.faulty_proxy import Fault, FaultyProxy, faulty_proxy
 from artifacts.test_artifacts_collect import artifact, key
 from fakes import fake_model
 from manifests import FULL, job
 from rich.console import Console
 
+from kd_runtime.api.failures import DeniedError, ExitClass
 from kd_runtime.artifacts.manifest import Stale, is_found, manifest_name, read_manifest
 from kd_runtime.artifacts.s3_store import S3Store
 from kd_runtime.artifacts.store import AlreadyExists, Store
@@ -110,16 +111,29 @@ def test_units_that_are_committed_at_once_are_covered_by_one_and_both_are_readab
     assert reader.read(reader.covered()[pair].commit, "jsonl") == b"second"
 
 
+def planned_job(folder: Path, store: str, endpoint: str) -> Path:
+    fake_model(folder / "teacher", 1)
+    fake_model(folder / "student", 2)
+    (folder / "data.jsonl").write_text('{"instruction": "a"}\n')
+    document = job(FULL, folder, folder / "data.jsonl", store)
+    document["spec"]["artifacts"]["endpoint"] = endpoint
+    (folder / "job.yaml").write_text(yaml.safe_dump(document))
+    return folder / "job.yaml"
+
+
 @pytest.mark.parametrize("conditional", [True, False])
 def test_kd_plan_warns_of_it(s3, proxy: FaultyProxy, tmp_path: Path, conditional: bool) -> None:
-    fake_model(tmp_path / "teacher", 1)
-    fake_model(tmp_path / "student", 2)
-    (tmp_path / "data.jsonl").write_text('{"instruction": "a"}\n')
-    document = job(FULL, tmp_path, tmp_path / "data.jsonl", f"s3://{s3.bucket}/{uuid4().hex}/")
-    document["spec"]["artifacts"]["endpoint"] = s3.url if conditional else proxy.url
-    (tmp_path / "job.yaml").write_text(yaml.safe_dump(document))
+    path = planned_job(tmp_path, f"s3://{s3.bucket}/{uuid4().hex}/", s3.url if conditional else proxy.url)
     out = Console(record=True, width=400)
-    planned = show_plan(tmp_path / "job.yaml", None, out)
+    planned = show_plan(path, None, out)
     assert bool(planned.notes) != conditional
     said = out.export_text()
     assert ("has no conditional writes (If-None-Match)" in said) != conditional
+
+
+def test_kd_plan_ends_at_a_bucket_that_may_only_be_read(s3, proxy: FaultyProxy, tmp_path: Path) -> None:
+    proxy.judge = lambda method, path, body: Fault.Denied if method in ("PUT", "POST", "DELETE") else None
+    path = planned_job(tmp_path, f"s3://{s3.bucket}/{uuid4().hex}/", proxy.url)
+    with pytest.raises(DeniedError, match=f"access to bucket {s3.bucket} is denied .*check the credentials") as error:
+        show_plan(path, None, Console(quiet=True))
+    assert error.value.exit_class is ExitClass.Denied
