@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from evaluation.made_run import HOSTILE, PROMPTS, MadeRun, made_run
 
+from kd_runtime.evaluation.panels.answers import answers_panel
 from kd_runtime.evaluation.report import panels, render_report
 from kd_runtime.evaluation.sources import Sources
 
@@ -176,6 +177,26 @@ def test_kd_and_ce_are_apart(page: Page):
 def test_answers_of_all_three_stand_side_by_side(page: Page):
     cells = [a["class"] for a in page.named("div") if (a.get("class") or "").startswith("cell ")]
     assert cells == ["cell c-teacher", "cell c-baseline", "cell c-student"] * PROMPTS
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("", "(empty)"),
+        ("\n\n \n", "(white space alone)"),
+        ("a\n\n\n\nb\n\n", "a\n\nb"),
+        ("  x", "  x"),
+        ("y" * 4001, "y" * 4000),
+    ],
+)
+def test_blank_stretches_of_answers_take_no_room(text: str, shown: str):
+    cell = answers_panel(None, [made_answer(text)]).content["first"][0]["cells"][2]
+    assert cell["text"].removesuffix("… (1 more characters)") == shown
+
+
+def made_answer(text: str) -> dict:
+    said = {"text": text, "ended": False, "tokens": 1, "exactMatch": None, "repeat": {"length": 0}}
+    return {"messages": [{"role": "user", "content": "?"}], "student": said}
 
 
 def test_rows_lost_have_their_reasons_and_places(page: Page):

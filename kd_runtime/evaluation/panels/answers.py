@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -72,12 +73,18 @@ def _answer(answer: dict[str, Any]) -> dict[str, Any]:
     looping = repeat.get("length", 0) >= LOOP_TOKENS
     return {
         "none": False,
-        "text": _cut(str(answer["text"])),
+        "text": _said(str(answer["text"])),
         "ended": bool(answer["ended"]),
         "tokens": int(answer["tokens"]),
         "loop": f"repeats {repeat['length']} tokens" if looping else "",
         "match": answer.get("exactMatch"),
     }
+
+
+def _said(text: str) -> str:
+    """An answer as it is shown: no blank end, at most one blank line in a row; what is blank altogether is named."""
+    shown = re.sub(r"\n\s*\n", "\n\n", text).strip("\n").rstrip()
+    return _cut(shown) if shown else ("(white space alone)" if text else "(empty)")
 
 
 def _cut(text: str) -> str:
