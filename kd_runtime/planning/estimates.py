@@ -112,7 +112,7 @@ def _head(source: Source, path: str, size: int) -> tuple[list[dict[str, object]]
     for line in lines:
         try:
             record = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):  # ingest names it
             continue
         if isinstance(record, dict):
             records.append(record)
@@ -122,22 +122,28 @@ def _head(source: Source, path: str, size: int) -> tuple[list[dict[str, object]]
 def _json_head(body: bytes) -> list[dict[str, object]]:
     try:
         data = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         return []
     return [r for r in data if isinstance(r, dict)] if isinstance(data, list) else []
 
 
 def _parquet_head(source: Source, path: str, size: int) -> tuple[list[dict[str, object]], int]:
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    file = pq.ParquetFile(io.BytesIO(source.read(path)))
-    batch = next(file.iter_batches(batch_size=256), None)
+    try:
+        file = pq.ParquetFile(io.BytesIO(source.read(path)))
+        batch = next(file.iter_batches(batch_size=256), None)
+    except (pa.ArrowException, OSError):  # ingest names it
+        return [], 0
     records = batch.to_pylist() if batch is not None else []
     return records, round(size * len(records) / max(file.metadata.num_rows, 1))
 
 
 def _text(value: object) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False) if value else ""
+    """As text that any tokenizer takes: a lone surrogate becomes a question mark."""
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False) if value else ""
+    return text.encode("utf-8", "replace").decode()
 
 
 def _tokenizer(plan: Plan):  # type: ignore[no-untyped-def]
