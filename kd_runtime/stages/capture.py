@@ -12,6 +12,7 @@ import numpy as np
 
 from kd_runtime.api.data_stages import Capture, Profile
 from kd_runtime.api.failures import DataError
+from kd_runtime.api.teacher import Engine
 from kd_runtime.api.wiring import DATASET
 from kd_runtime.artifacts.manifest import Manifest
 from kd_runtime.artifacts.rejects import REJECTS, Reject, encode_rejects, reasons
@@ -35,6 +36,12 @@ SUFFIX = "safetensors"
 ROWS_A_REQUEST = 4
 TOKENS_A_REQUEST = 16_384
 """A request ends with the row that would exceed this, unless it is its first."""
+
+RANK_RULES: dict[Engine | None, str] = {
+    Engine.VLLM: "outside the head: count of at least the label's logprob; inside it: 1 + count strictly greater",
+    Engine.Transformers: "1 + count strictly greater",
+}
+"""How lab_rank was counted."""
 
 
 def run(ctx: StageContext) -> StageOutcome:
@@ -109,7 +116,7 @@ def assemble(
             "rows_key": source.key,
             "rows_content": source.content_digest,
             "teacher": ctx.stage.keyed["teacher"],
-            "rank": "ties count" if _engine(ctx) == "VLLM" else "1 + strictly greater",
+            "rank": RANK_RULES.get(_engine(ctx)),
             "rejects": reasons(rejects),
         },
         seconds=time.monotonic() - started,
@@ -125,9 +132,10 @@ def sizes(rows: IndexedRows, wanted: set[str]) -> tuple[int, int]:
     return sum(lengths[number] for number in chosen), positions
 
 
-def _engine(ctx: StageContext) -> str:
+def _engine(ctx: StageContext) -> Engine | None:
+    """Of a hosted teacher; nobody knows an external one's."""
     _, teacher = teacher_named(ctx.plan.spec, ctx.settings.teacher)
-    return teacher.hosted.engine.value if teacher.hosted is not None else ""
+    return teacher.hosted.engine if teacher.hosted is not None else None
 
 
 @dataclass
