@@ -177,6 +177,13 @@ class UnitStore:
             self._refresh()
             return self._coverage.pairs()
 
+    def has_open_retry(self) -> bool:
+        """True where a pair that is to be asked again has not been."""
+        if next(iter(self.store.list(f"{self.prefix}{RETRY}")), None) is None:
+            return False
+        covered = self.covered()
+        return any(pair not in covered for pairs in self._coverage.retries.values() for pair in pairs)
+
     def commit(
         self,
         pairs: Sequence[Pair],

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from types import MappingProxyType
 
 from kd_runtime.artifacts.manifest import Manifest, read_manifest
 from kd_runtime.artifacts.store import Store, open_store
+from kd_runtime.artifacts.units import UnitStore
 from kd_runtime.planning.plan import Plan, PlannedStage, StageType
 from kd_runtime.planning.targets import TargetState, target_state
 
@@ -41,7 +42,13 @@ class StageLookup:
 def look_up(plan: Plan, store: Store) -> dict[str, StageLookup]:
     """Every stage of the plan, looked up in ``store``, and every target of what was published."""
     manifests = {stage.name: read_manifest(store, stage.key) for stage in plan.stages}
-    return judge(plan, manifests, lost_targets(plan, manifests))
+    return judge(plan, manifests, lost_targets(plan, manifests), retried_stages(plan, manifests, store))
+
+
+def retried_stages(plan: Plan, manifests: Mapping[str, Manifest | None], store: Store) -> list[str]:
+    """Stages without an artifact of which a rejected pair is to be asked again, and has not been (contract 4)."""
+    absent = [stage for stage in plan.stages if manifests[stage.name] is None and stage.asking_key]
+    return [s.name for s in absent if UnitStore(store, str(s.asking_key), "look-up").has_open_retry()]
 
 
 def lost_targets(plan: Plan, manifests: Mapping[str, Manifest | None]) -> dict[str, str]:
@@ -64,11 +71,15 @@ def lost_targets(plan: Plan, manifests: Mapping[str, Manifest | None]) -> dict[s
 
 
 def judge(
-    plan: Plan, manifests: Mapping[str, Manifest | None], lost: Mapping[str, str] = MappingProxyType({})
+    plan: Plan,
+    manifests: Mapping[str, Manifest | None],
+    lost: Mapping[str, str] = MappingProxyType({}),
+    retried: Collection[str] = (),
 ) -> dict[str, StageLookup]:
-    """The state of each stage, given the manifests that are there and the ``lost_targets`` (pure).
+    """The state of each stage, given the manifests that are there, the ``lost_targets`` and the ``retried_stages`` (pure).
 
-    From the last stage to the first: a stage runs if it is not found and is a last one, or one that runs reads it.
+    From the last stage to the first: a stage runs if it is not found and is a last one, or one that runs reads it, or its
+    rejected pairs are to be asked again.
     """
     readers = consumers({stage.name: stage.inputs for stage in plan.stages})
     states: dict[str, StageLookup] = {}
@@ -78,7 +89,8 @@ def judge(
         if manifest and not why:
             states[stage.name] = StageLookup(Lookup.Found, manifest)
             continue
-        needed = not readers[stage.name] or any(states[r].runs for r in readers[stage.name])
+        read = any(states[reader].runs for reader in readers[stage.name])
+        needed = read or not readers[stage.name] or stage.name in retried
         if manifest:
             states[stage.name] = StageLookup(Lookup.Stale, manifest, why)
         else:

@@ -65,6 +65,13 @@ def test_an_absent_input_of_found_stages_is_not_made_again(plan: Plan) -> None:
     assert (found["answers"], found["logits"], found["student"]) == ("NotNeeded", "NotNeeded", "Found")
 
 
+def test_a_stage_whose_rejected_pairs_are_to_be_asked_again_runs_though_its_readers_are_found(plan: Plan) -> None:
+    manifests = made(plan)
+    manifests["answers"] = manifests["dataset"] = None
+    found = {name: state.state.value for name, state in judge(plan, manifests, retried=["answers"]).items()}
+    assert (found["dataset"], found["answers"], found["logits"], found["student"]) == ("ToDo", "ToDo", "Found", "Found")
+
+
 def test_what_a_running_stage_reads_runs_too(plan: Plan) -> None:
     manifests = made(plan)
     manifests["answers"] = manifests["logits"] = manifests["student"] = None

@@ -12,7 +12,8 @@ from starlette.responses import Response
 
 from kd_runtime.api.failures import DataError, SettingsError
 from kd_runtime.artifacts.cache import Cache
-from kd_runtime.artifacts.manifest import read_manifest
+from kd_runtime.artifacts.manifest import delete_artifact, read_manifest
+from kd_runtime.planning.lookup import look_up
 from kd_runtime.stages.retrying import Retry, retry, stage_rejects
 
 REFUSED = {question(5), question(6)}
@@ -52,6 +53,23 @@ def test_the_rejected_pairs_are_asked_again_and_no_other(questions: Questions) -
     assert rejects(questions) == []
     assert ask_again(questions) == Retry(asked=0, others=0)
     assert second.manifest == read_manifest(questions.store, questions.plan().stage("answers").key)  # left where it is
+
+
+def test_the_stage_runs_again_though_its_reader_is_found_and_the_reader_is_stale_then(questions: Questions) -> None:
+    def states() -> list[str]:
+        found = look_up(questions.plan(), questions.store)
+        return [found[name].state.value for name in ("dataset", "answers", "logits")]
+
+    with FaultyTeacher(refusing) as teacher:
+        questions.run("logits", teacher)
+        assert states() == ["Found", "Found", "Found"]
+        ask_again(questions)
+        assert states() == ["Found", "ToDo", "Found"]
+        teacher.fault = lambda asked: None
+        questions.run("answers", teacher)
+        assert states() == ["Found", "Found", "Stale"]
+        delete_artifact(questions.store, questions.plan().stage("answers").key)
+        assert states() == ["Found", "NotNeeded", "Found"]  # the retry is answered: nothing is open
 
 
 def test_what_is_refused_again_is_rejected_again(questions: Questions) -> None:
