@@ -6,6 +6,7 @@ import sys
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from kd_runtime import __version__
 from kd_runtime.api.failures import ExitClass, KDError, classify, disk_full
@@ -40,7 +41,7 @@ def main() -> None:
         app(standalone_mode=True)
     except KDError as error:
         Console(stderr=True).print(
-            f"[red]{error.exit_class.name}[/]: {error}", highlight=False, markup=True, soft_wrap=True
+            f"[red]{error.exit_class.name}[/]: {escape(str(error))}", highlight=False, markup=True, soft_wrap=True
         )
         sys.exit(int(error.exit_class))
     except KeyboardInterrupt:

@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from rich.markup import escape
+
 from kd_runtime.api.failures import ExitClass, KDError, exit_class, gang_class
 from kd_runtime.api.result import StageResult
 from kd_runtime.artifacts.store import Store
@@ -90,6 +92,8 @@ class Executor:
     def _attempts(self, stage: PlannedStage, progress_url: str) -> StageResult:
         policy = self.plan.spec.failure_policy
         for attempt in range(1, policy.backoff_limit + 2):
+            if attempt > 1:
+                self._make_inputs(stage, progress_url)
             result = self._attempt(stage, attempt, progress_url)
             if result.exit_class is ExitClass.Done:
                 return result
@@ -100,10 +104,17 @@ class Executor:
                 raise StageFailed(result.exit_class, f"stage {stage.name}: {result.message}")
             wait = min(policy.backoff.base_seconds * 2 ** (attempt - 1), policy.backoff.max_seconds)
             self.display.say(
-                f"{stage.name}: {result.exit_class.name}: {result.message}; attempt {attempt + 1} in {wait} s"
+                f"{stage.name}: {result.exit_class.name}: {escape(result.message)}; attempt {attempt + 1} in {wait} s"
             )
             self._sleep(wait)
         raise AssertionError("unreachable")
+
+    def _make_inputs(self, stage: PlannedStage, progress_url: str) -> None:
+        """Before a further attempt: what the stage reads may have been collected, or made anew, meanwhile (contract 12)."""
+        for earlier in self.plan.stages[: self.plan.stages.index(stage)]:
+            if look_up(self.plan, self.store)[earlier.name].runs:
+                self._stage(earlier, progress_url)
+        self._ready_teacher(stage)
 
     def _attempt(self, stage: PlannedStage, attempt: int, progress_url: str) -> StageResult:
         """One attempt of all workers; its result is the worst of theirs."""
