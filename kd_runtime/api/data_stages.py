@@ -130,6 +130,12 @@ class Capture(Model):
             "only profile Unbiased draws from the tail; use profile Unbiased or tailDraws 0",
             "tailDraws",
         ),
+        Rule(
+            "!has(self.profile) || self.profile != 'Label' || !has(self.temperatures)"
+            " || self.temperatures.all(t, t == 1.0)",
+            "profile Label stores no distribution, so it has no temperatures; leave them out",
+            "temperatures",
+        ),
     )
 
     profile: Annotated[Profile, Keyed] = Profile.Exact
@@ -141,6 +147,6 @@ class Capture(Model):
     temperatures: Annotated[
         tuple[Annotated[float, Field(gt=0, le=100)], ...], Field(min_length=1, max_length=8), Keyed
     ] = (1.0,)
-    """Temperatures at which training may use the logits."""
+    """Temperatures at which training may use the logits; others than 1 need engine Transformers."""
     entropy: Annotated[bool, Keyed] = False
-    """Store the entropy of the whole distribution; needs engine Transformers."""
+    """Store the entropy of the whole distribution; needs engine Transformers. Unbiased always does."""

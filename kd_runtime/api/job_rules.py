@@ -12,7 +12,7 @@ from kd_runtime.api.job import DistillationJob, DistillationJobSpec
 from kd_runtime.api.outcome_stages import Gate, GateMetric, Measure
 from kd_runtime.api.stage import Stage
 from kd_runtime.api.teacher import Teacher
-from kd_runtime.api.train import TrainMethod
+from kd_runtime.api.train import Divergence, TrainMethod
 from kd_runtime.api.wiring import DATASET, Wired, Wiring, evaluations, wire
 
 OF_DISTRIBUTION = frozenset({Measure.KL, Measure.Agreement})
@@ -135,6 +135,13 @@ def _distribution(place: _Place) -> Iterator[FieldError]:
             train.objective.temperature,
             f"is not among the temperatures of {source.name}",
             f"add it to capture.temperatures, or use one of {', '.join(map(str, source.capture.temperatures))}",
+        )
+    elif source.capture.profile is Profile.Unbiased and train.objective.divergence is not Divergence.ForwardKL:
+        yield FieldError(
+            f"{place.path}.train.objective.divergence",
+            train.objective.divergence.value,
+            f"is biased on the draws of {source.name} (profile Unbiased)",
+            "use ForwardKL, or capture with profile Exact or Compact",
         )
 
 

@@ -35,6 +35,7 @@ class Divergence(StrEnum):
     AdaptiveKL = "AdaptiveKL"
     AlphaBeta = "AlphaBeta"
     TVD = "TVD"
+    Custom = "Custom"
 
 
 class MissingLogits(StrEnum):
@@ -83,6 +84,19 @@ class Tracker(StrEnum):
 class Objective(Model):
     """The distillation loss: alpha * divergence + (1 - alpha) * cross-entropy."""
 
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            "has(self.function) == (has(self.divergence) && self.divergence == 'Custom')",
+            "divergence Custom, and no other, is a function of your own; set both or neither",
+            "function",
+        ),
+        Rule(
+            "!has(self.a) || !has(self.b) || self.a != 0.0 || self.b != 0.0",
+            "a and b are both 0, which is no divergence; raise one",
+            "b",
+        ),
+    )
+
     divergence: Annotated[Divergence, Keyed] = Divergence.ForwardKL
     """How far the student is from the teacher."""
     alpha: Annotated[Ratio, Keyed] = 0.9
@@ -95,12 +109,16 @@ class Objective(Model):
     """JSD: the teacher's share of the mixture."""
     skew: Annotated[float, Field(ge=0, lt=1), Keyed] = 0.1
     """Skew and ReverseSkew: how much of the one distribution is mixed into the other."""
-    a: Annotated[float, Field(ge=-2, le=2), Keyed] = 0.2
-    """AlphaBeta: its alpha."""
-    b: Annotated[float, Field(ge=-2, le=2), Keyed] = 0.7
-    """AlphaBeta: its beta."""
+    a: Annotated[float, Field(ge=0, le=2), Keyed] = 0.2
+    """AlphaBeta: its alpha; (1, 0) is ForwardKL."""
+    b: Annotated[float, Field(ge=0, le=2), Keyed] = 0.7
+    """AlphaBeta: its beta; (0, 1) is ReverseKL."""
     mass: Annotated[float, Field(gt=0, lt=1), Keyed] = 0.5
     """AdaptiveKL: the teacher's mass that counts as its head."""
+    function: Annotated[
+        Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][-._A-Za-z0-9]*$")] | None, Keyed
+    ] = None
+    """Custom: name of an entry point of group kubedistill.divergences; give changed code another name."""
 
 
 class Optimizer(Model):

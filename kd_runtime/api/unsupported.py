@@ -5,13 +5,12 @@ The commit that builds a feature deletes its line here.
 
 from __future__ import annotations
 
-from kd_runtime.api.data_stages import Capture
 from kd_runtime.api.job import DistillationJobSpec
 from kd_runtime.api.model import Model, Rule
 from kd_runtime.api.operation import Scheduling
 from kd_runtime.api.outcome_stages import Suite
 from kd_runtime.api.stage import Stage
-from kd_runtime.api.train import Objective, Train
+from kd_runtime.api.train import Train
 
 _THIS_VERSION = "is not supported by this version"
 
@@ -31,16 +30,6 @@ _REFUSALS: dict[type[Model], tuple[Rule, ...]] = {
         _absent("synthesize", "bring the prompts in the dataset"),
         _absent("compress", "publish the model as it is trained"),
     ),
-    Capture: (
-        _only("profile", "Exact", "Label"),
-        Rule("!has(self.tailDraws) || self.tailDraws == 0", f"{_THIS_VERSION}; use 0", "tailDraws"),
-        Rule(
-            "!has(self.temperatures) || self.temperatures.all(t, t == 1.0)",
-            f"{_THIS_VERSION}; use [1.0]",
-            "temperatures",
-        ),
-        Rule("!has(self.entropy) || !self.entropy", f"{_THIS_VERSION}; use false", "entropy"),
-    ),
     Train: (
         _only("method", "SFT", "KD"),
         Rule(
@@ -48,10 +37,6 @@ _REFUSALS: dict[type[Model], tuple[Rule, ...]] = {
             f"{_THIS_VERSION}; read the report of `kd report`",
             "reportTo",
         ),
-    ),
-    Objective: (
-        _only("divergence", "ForwardKL", "ReverseKL", "JSD"),
-        Rule("!has(self.temperature) || self.temperature == 1.0", f"{_THIS_VERSION}; use 1.0", "temperature"),
     ),
     Suite: (_only("name", "HeldOut"),),
     Scheduling: (_absent("queueName", "leave it out"),),

@@ -34,7 +34,7 @@ def inspect(files: FilesArgument) -> None:
     for path in _shards(files):
         info = look(path)
         console.print(
-            f"[bold]{path.name}[/]  {info.spec.profile} K={info.spec.k} V={info.spec.vocab:,}  {info.rows:,} rows  "
+            f"[bold]{path.name}[/]  {info.spec.profile} K={info.spec.k} M={info.spec.m} V={info.spec.vocab:,}  {info.rows:,} rows  "
             f"{info.tokens:,} tokens  {info.positions:,} scored  {size(info.bytes)}  "
             f"{info.bytes_per_position:.1f} B a position ({info.file_bytes_per_position:.1f} with all)",
             highlight=False,
@@ -82,6 +82,8 @@ def stats(files: FilesArgument) -> None:
         table.add_row("labels within the head", f"{found.label_in_head:.1%}")
         table.add_row("mean mass of the head (5th percentile)", f"{found.head_mass:.4f} ({found.head_mass_p05:.4f})")
         table.add_row("largest defect of head and tail as stored", f"{found.defect:.1e}")
+    if found.entropy is not None:
+        table.add_row("teacher's mean entropy, nats", f"{found.entropy:.3f}")
     Console().print(table)
     if found.low_head_mass:
         Console().print(

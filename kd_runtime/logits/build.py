@@ -13,6 +13,7 @@ from kd_runtime.api.failures import DataError
 from kd_runtime.logits.check import problems
 from kd_runtime.logits.packing import pack_mask, pointers, split_ids
 from kd_runtime.logits.planes import Planes
+from kd_runtime.logits.quantisation import quantised
 from kd_runtime.logits.spec import ShardSpec
 
 TAIL_FLOOR = 2.0**-16
@@ -41,6 +42,12 @@ class TeacherRow:
     tail_lp: NDArray[Any] | None = None
     """[P]: log of the mass outside the K largest, where whole distributions are seen; None: 1 - the head's sum, at
     least 2^-16."""
+    entropy: NDArray[Any] | None = None
+    """[P]: nats, where the spec keeps it, at its own temperature."""
+    tail_tau: NDArray[Any] | None = None
+    """[P, J]: log of the tail's sum of p^(1/T), for the spec's temperatures."""
+    draws: NDArray[Any] | None = None
+    """[P, M]: ids drawn from the tail with replacement; all -1 where there is no tail."""
 
 
 def build_planes(spec: ShardSpec, rows: Sequence[TeacherRow]) -> Planes:
@@ -62,6 +69,12 @@ def build_planes(spec: ShardSpec, rows: Sequence[TeacherRow]) -> Planes:
     }
     if spec.k:
         arrays |= _head_arrays(spec, rows)
+    if spec.entropy:
+        arrays["ent"] = _half(_given(rows, "entropy", np.float32), largest=np.inf)
+    if spec.temperatures:
+        arrays["tail_tau"] = _half(_given(rows, "tail_tau", np.float32, (len(spec.temperatures),)), largest=np.inf)
+    if spec.m:
+        arrays |= _draw_arrays(spec, _given(rows, "draws", np.int64, (spec.m,)))
     planes = Planes(spec, arrays)
     refuse_problems("logits", planes)
     return planes
@@ -95,13 +108,44 @@ def _head_arrays(spec: ShardSpec, rows: Sequence[TeacherRow]) -> dict[str, NDArr
     ids = _joined([ids for ids, _, _ in heads], np.int64, (spec.k,))
     if (ids < 0).any() or (ids >= spec.vocab).any():
         raise DataError(f"logits: the head holds an id outside 0 to {spec.vocab - 1}; drop padded ids before the top k")
+    lp = _joined([lp for _, lp, _ in heads], np.float32, (spec.k,))
+    arrays: dict[str, NDArray[Any]] = {"tail_lp": _half(_joined([tail for _, _, tail in heads], np.float32))}
+    if spec.profile == "Compact":
+        arrays["top_s"], arrays["top_q"] = quantised(lp)
+    else:
+        arrays["top_lp"] = _half(lp)
+    return arrays | _id_arrays("top", ids, spec)
+
+
+def _draw_arrays(spec: ShardSpec, draws: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+    """Distinct ids, ascending, with their counts; unused entries are id 0 with count 0."""
+    if (draws < -1).any() or (draws >= spec.vocab).any():
+        raise DataError(f"logits: a draw is an id outside 0 to {spec.vocab - 1}; drop padded ids before drawing")
+    ordered = np.sort(draws, 1)
+    first = np.concatenate([np.ones((len(draws), 1), np.bool_), ordered[:, 1:] != ordered[:, :-1]], 1)
+    slot = first.cumsum(1) - 1
+    ids, counts = np.zeros(draws.shape, np.int64), np.zeros(draws.shape, np.uint8)
+    lines = np.broadcast_to(np.arange(len(draws))[:, None], draws.shape)
+    ids[lines, slot] = np.maximum(ordered, 0)
+    np.add.at(counts, (lines, slot), (ordered >= 0).astype(np.uint8))
+    return {"rs_cnt": counts} | _id_arrays("rs", ids, spec)
+
+
+def _id_arrays(name: str, ids: NDArray[np.int64], spec: ShardSpec) -> dict[str, NDArray[Any]]:
     low, high = split_ids(ids, spec.high_bits)
-    arrays = {
-        "top_lo": low,
-        "top_lp": _half(_joined([lp for _, lp, _ in heads], np.float32, (spec.k,))),
-        "tail_lp": _half(_joined([tail for _, _, tail in heads], np.float32)),
-    }
-    return arrays | ({"top_hi": high} if spec.high_bits else {})
+    return {f"{name}_lo": low} | ({f"{name}_hi": high} if spec.high_bits else {})
+
+
+def _given(rows: Sequence[TeacherRow], name: str, dtype: Any, tail: tuple[int, ...] = ()) -> NDArray[Any]:
+    """What every row must have. DataError naming the first that lacks it or has another shape."""
+    for row in rows:
+        found = getattr(row, name)
+        if found is None or found.shape[1:] != tail:
+            shape = None if found is None else found.shape
+            raise DataError(
+                f"logits: row {row.key.hex()} has {name} of shape {shape}, [positions, *{tail}] is expected"
+            )
+    return _joined([getattr(row, name) for row in rows], dtype, tail)
 
 
 def _head(spec: ShardSpec, row: TeacherRow) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
@@ -114,10 +158,10 @@ def _head(spec: ShardSpec, row: TeacherRow) -> tuple[NDArray[Any], NDArray[Any],
     return ids, lp, tail_of_head(lp) if row.tail_lp is None else row.tail_lp
 
 
-def _half(values: NDArray[np.float32]) -> NDArray[np.float16]:
-    """Rounded to f16; what rounding in the engine put above 0 is 0. NaN stays, to be refused."""
+def _half(values: NDArray[np.float32], largest: float = 0.0) -> NDArray[np.float16]:
+    """Rounded to f16; what rounding in the engine put above ``largest`` is that. NaN stays, to be refused."""
     with np.errstate(over="ignore"):
-        return np.minimum(values, 0).astype(np.float16)
+        return np.minimum(values, np.float32(largest)).astype(np.float16)
 
 
 def _joined(parts: Sequence[NDArray[Any]], dtype: Any, tail: tuple[int, ...] = ()) -> NDArray[Any]:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from kd_runtime.logits.packing import bitmap_bytes, pointers
 from kd_runtime.logits.planes import Planes
+from kd_runtime.logits.quantisation import STEPS
 from kd_runtime.logits.spec import Plane
 
 DTYPES: dict[str, np.dtype[Any]] = {
@@ -98,22 +99,65 @@ def _value_problems(planes: Planes) -> Iterator[str]:
     yield from _logprob_problems("lab_lp", planes["lab_lp"])
     if planes.positions and not planes["lab_rank"].all():
         yield "lab_rank holds 0; ranks start at 1"
+    if planes.spec.entropy:
+        yield from _bounded_problems("ent", planes["ent"], 0, np.log(vocab) * 1.01)
     if planes.spec.k:
         yield from _head_problems(planes)
+    if planes.spec.m:
+        yield from _draw_problems(planes)
 
 
 def _head_problems(planes: Planes) -> Iterator[str]:
-    yield from _logprob_problems("top_lp", planes["top_lp"])
     yield from _logprob_problems("tail_lp", np.where(np.isneginf(planes["tail_lp"]), 0, planes["tail_lp"]))
-    top_lp = planes["top_lp"]
-    for position in np.flatnonzero((top_lp[:, 1:] > top_lp[:, :-1]).any(1))[:1]:
-        yield f"top_lp of position {position} is not in descending order"
+    if planes.spec.temperatures:
+        tau = planes["tail_tau"]
+        yield from _bounded_problems("tail_tau", np.where(np.isneginf(tau), 0, tau), -np.inf, np.inf)
+    yield from _compact_problems(planes) if planes.spec.profile == "Compact" else _exact_problems(planes)
     ids = planes.top_ids()
     if ids.size and int(ids.max()) >= planes.spec.vocab:
         yield f"top_lo and top_hi hold {int(ids.max())}, the vocabulary ends at {planes.spec.vocab - 1}"
     ordered = np.sort(ids, axis=1)
     for position in np.flatnonzero((ordered[:, 1:] == ordered[:, :-1]).any(1))[:1]:
         yield f"position {position} has a token id twice in its head"
+
+
+def _exact_problems(planes: Planes) -> Iterator[str]:
+    top_lp = planes["top_lp"]
+    yield from _logprob_problems("top_lp", top_lp)
+    for position in np.flatnonzero((top_lp[:, 1:] > top_lp[:, :-1]).any(1))[:1]:
+        yield f"top_lp of position {position} is not in descending order"
+
+
+def _compact_problems(planes: Planes) -> Iterator[str]:
+    scales, steps = planes["top_s"], planes["top_q"]
+    yield from _logprob_problems("top_s", scales[:, 0])
+    yield from _bounded_problems("top_s", scales[:, 1], 0, np.inf)
+    last = np.where(scales[:, 1] > 0, STEPS, 0)
+    wrong = (steps[:, 1:] < steps[:, :-1]).any(1) | (steps[:, 0] != 0) | (steps[:, -1] != last)
+    for position in np.flatnonzero(wrong)[:1]:
+        yield f"top_q of position {position} does not run from 0 to {last[position]} without falling"
+
+
+def _draw_problems(planes: Planes) -> Iterator[str]:
+    counts, ids = planes["rs_cnt"].astype(np.int64), planes.draw_ids()
+    total, used = counts.sum(1), counts > 0
+    wrong = (total != planes.spec.m) & ~((total == 0) & np.isneginf(planes["tail_lp"]))
+    for position in np.flatnonzero(wrong)[:1]:
+        yield f"rs_cnt of position {position} sums to {total[position]}, there are {planes.spec.m} draws"
+    if ids.size and int(ids.max()) >= planes.spec.vocab:
+        yield f"rs_lo and rs_hi hold {int(ids.max())}, the vocabulary ends at {planes.spec.vocab - 1}"
+    misplaced = (used[:, 1:] & (~used[:, :-1] | (ids[:, 1:] <= ids[:, :-1]))).any(1)
+    for position in np.flatnonzero(misplaced)[:1]:
+        yield f"the draws of position {position} are not distinct ids in ascending order"
+    in_head = (ids[:, :, None] == planes.top_ids()[:, None, :]).any((1, 2))
+    for position in np.flatnonzero(in_head)[:1]:
+        yield f"position {position} has a draw that is in its head"
+
+
+def _bounded_problems(name: str, values: NDArray[Any], low: float, high: float) -> Iterator[str]:
+    bad = ~np.isfinite(values) | (values < low) | (values > high)
+    for at in np.argwhere(bad)[:1]:
+        yield f"{name} of position {at[0]} is {values[tuple(at)]}, which cannot be"
 
 
 def _logprob_problems(name: str, values: NDArray[Any]) -> Iterator[str]:

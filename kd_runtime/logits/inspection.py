@@ -81,6 +81,8 @@ class LogitsStats:
     """Fifth percentile of it."""
     defect: float | None
     """Largest distance from 1 of head and tail as stored: what the reader's normalisation takes out."""
+    entropy: float | None = None
+    """The teacher's mean entropy in nats, where it was captured."""
 
     @property
     def low_head_mass(self) -> bool:
@@ -143,14 +145,17 @@ def stats(paths: Sequence[Path]) -> LogitsStats:
         head_mass=_mean(joined["mass"]) if head else None,
         head_mass_p05=float(np.quantile(joined["mass"], 0.05)) if head else None,
         defect=float(np.abs(joined["mass"] + joined["tail"] - 1).max()) if head else None,
+        entropy=_mean(joined["entropy"]) if len(joined.get("entropy", ())) else None,
     )
 
 
 def _figures(planes: Planes) -> dict[str, NDArray[Any]]:
     """Small arrays [P] of what the statistics need."""
     figures = {"label": planes["lab_lp"].astype(np.float32), "rank": np.array(planes["lab_rank"])}
+    if planes.spec.entropy:
+        figures["entropy"] = planes["ent"].astype(np.float32)
     if planes.spec.k:
-        figures["mass"] = np.exp(planes["top_lp"].astype(np.float32)).sum(1)
+        figures["mass"] = np.exp(planes.top_lp()).sum(1)
         figures["tail"] = np.exp(planes["tail_lp"].astype(np.float32))
     return figures
 

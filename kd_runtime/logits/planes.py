@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kd_runtime.api.failures import DataError
+from kd_runtime.api.failures import DataError, SettingsError
 from kd_runtime.logits.packing import bitmap_bytes, join_ids, pointers, ranges, unpack_mask
+from kd_runtime.logits.quantisation import dequantised
 from kd_runtime.logits.spec import ShardSpec, refuse_differences
 from kd_runtime.logits.targets import RowTargets, normalise
 
@@ -52,8 +53,21 @@ class Planes:
 
     def top_ids(self, part: slice = slice(None)) -> NDArray[np.int32]:
         """The head's ids [P, K] of some positions."""
-        high = self["top_hi"][part] if "top_hi" in self.arrays else None
-        return join_ids(self["top_lo"][part], high, self.spec.high_bits)
+        return self._ids("top", part)
+
+    def top_lp(self, part: slice = slice(None)) -> NDArray[np.float32]:
+        """The head's logprobs [P, K] as stored: not normalised."""
+        if self.spec.profile != "Compact":
+            return self["top_lp"][part].astype(np.float32)
+        return dequantised(self["top_s"][part], self["top_q"][part])
+
+    def draw_ids(self, part: slice = slice(None)) -> NDArray[np.int32]:
+        """The ids [P, M] that were drawn from the tail; -1 where there are fewer."""
+        return np.where(self["rs_cnt"][part] > 0, self._ids("rs", part), -1).astype(np.int32)
+
+    def _ids(self, name: str, part: slice) -> NDArray[np.int32]:
+        high = self[f"{name}_hi"][part] if f"{name}_hi" in self.arrays else None
+        return join_ids(self[f"{name}_lo"][part], high, self.spec.high_bits)
 
     def mask(self, row: int) -> NDArray[np.bool_]:
         """[tokens of the row]: which of its tokens are scored."""
@@ -61,12 +75,16 @@ class Planes:
         first = int(self._bitmap_ptr[row])
         return unpack_mask(self["scored"][first : first + (stop - start + 7) // 8], stop - start)
 
-    def row(self, row: int) -> RowTargets:
-        """The targets of one row, copied, unpacked and normalised."""
+    def row(self, row: int, temperature: float = 1.0) -> RowTargets:
+        """The targets of one row, copied, unpacked and normalised, at ``temperature``.
+
+        Raises SettingsError, naming what there is, where the tail's mass at it was not captured.
+        """
         tokens = slice(*(int(at) for at in self["row_ptr"][row : row + 2]))
         part = slice(*(int(at) for at in self["pos_ptr"][row : row + 2]))
         head = self.spec.k > 0
-        top_lp, tail_lp = normalise(self["top_lp"][part], self["tail_lp"][part]) if head else (None, None)
+        top_lp, tail_lp = self._head(part, temperature) if head else (None, None)
+        drawn = self.spec.m and temperature == self.spec.own_temperature
         return RowTargets(
             key=self["key"][row].tobytes(),
             input_ids=np.array(self["input_ids"][tokens]),
@@ -76,7 +94,23 @@ class Planes:
             tail_lp=tail_lp,
             lab_lp=self["lab_lp"][part].astype(np.float32),
             lab_rank=np.array(self["lab_rank"][part]),
+            entropy=self["ent"][part].astype(np.float32) if self.spec.entropy else None,
+            draw_ids=self.draw_ids(part) if drawn else None,
+            draw_counts=np.array(self["rs_cnt"][part]) if drawn else None,
         )
+
+    def _head(self, part: slice, temperature: float) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Head [P, K] and tail [P] at ``temperature``, normalised over K+1."""
+        if temperature == 1:
+            return normalise(self.top_lp(part), self["tail_lp"][part])
+        if temperature not in self.spec.temperatures:
+            known = ", ".join(str(t) for t in (1.0, *self.spec.temperatures))
+            raise SettingsError(
+                f"objective.temperature: {temperature} needs the tail's mass at it, which these logits lack; use one of "
+                f"{known}, or capture with it in capture.temperatures"
+            )
+        tail = self["tail_tau"][part, self.spec.temperatures.index(temperature)]
+        return normalise(self.top_lp(part) / np.float32(temperature), tail)
 
     def select(self, rows: Sequence[int] | NDArray[Any]) -> Planes:
         """The planes of ``rows`` alone, in that order."""

@@ -58,8 +58,11 @@ class LogitsReader:
         """True if the row is there."""
         return self._index.find(_raw(key)) is not None
 
-    def get(self, key: bytes | str) -> RowTargets:
-        """The targets of a row, by key (16 bytes, or 32 hex digits). DataError with the key where it is absent."""
+    def get(self, key: bytes | str, temperature: float = 1.0) -> RowTargets:
+        """The targets of a row, by key (16 bytes, or 32 hex digits), at a temperature.
+
+        DataError with the key where it is absent; SettingsError where its tail was not captured at the temperature.
+        """
         found = self._index.find(_raw(key))
         if found is None:
             raise DataError(
@@ -67,7 +70,7 @@ class LogitsReader:
                 "objective.missingLogits: CrossEntropy"
             )
         shard, row = found
-        return self._shard(shard).planes.row(row)
+        return self._shard(shard).planes.row(row, temperature)
 
     def close(self) -> None:
         """Unmap everything."""

@@ -11,8 +11,8 @@ from kd_runtime.api.failures import DataError, SettingsError
 
 VERSION = "1"
 MAX_K = 256
-PROFILES = ("Exact", "Label")
-"""The profiles that this version writes and reads."""
+MAX_M = 255
+PROFILES = ("Exact", "Compact", "Unbiased", "Label")
 
 Axis = Literal["row", "pointer", "token", "bitmap", "position"]
 """A plane has an entry for each row, row and one more, token, row-aligned bits of tokens, or scored position."""
@@ -32,9 +32,9 @@ class Plane:
 class ShardSpec:
     """The shape of a shard's targets; two shards belong to one set if and only if their specs are equal.
 
-    ``k`` entries of the head (0 for Label), ``m`` tail draws, ``temperatures`` other than 1 whose tail mass is kept,
-    ``vocab`` = the tokenizer's true size V (largest id + 1), ``entropy`` of the teacher kept or not. SettingsError for
-    what this version does not write.
+    ``k`` entries of the head (0 for Label), ``m`` tail draws (Unbiased alone), ``temperatures`` other than 1 whose tail
+    mass is kept, ascending, ``vocab`` = the tokenizer's true size V (largest id + 1), ``entropy`` of the teacher kept or
+    not (Unbiased always keeps it). SettingsError for what no shard can be.
     """
 
     profile: str
@@ -48,18 +48,41 @@ class ShardSpec:
         object.__setattr__(self, "profile", str(self.profile))
         if self.profile not in PROFILES:
             raise SettingsError(f"capture.profile: {self.profile} is not supported; use one of {', '.join(PROFILES)}")
-        if self.m or self.temperatures or self.entropy:
-            raise SettingsError(
-                f"capture: tailDraws {self.m}, temperatures {list(self.temperatures)} and entropy {self.entropy} are "
-                f"not supported by profile {self.profile}; leave them out"
-            )
         if self.vocab < 1 or self.vocab > 1 << 24:
             raise SettingsError(f"capture: a vocabulary of {self.vocab} is outside 1 to {1 << 24}; check the tokenizer")
-        low, high = (1, min(MAX_K, self.vocab)) if self.profile == "Exact" else (0, 0)
+        low, high = (0, 0) if self.profile == "Label" else (1, min(MAX_K, self.vocab))
         if not low <= self.k <= high:
             raise SettingsError(
                 f"capture.topK: {self.k} is outside {low} to {high} of profile {self.profile}; change it"
             )
+        self._check_temperatures()
+        self._check_draws()
+
+    def _check_temperatures(self) -> None:
+        at = self.temperatures
+        if any(not t > 0 or t == 1 for t in at) or list(at) != sorted(set(at)) or (at and not self.k):
+            raise SettingsError(
+                f"capture.temperatures: {list(at)} beside 1 must be positive, ascending and of a profile with a head; "
+                "change them"
+            )
+
+    def _check_draws(self) -> None:
+        unbiased = self.profile == "Unbiased"
+        low, high = (1, MAX_M) if unbiased else (0, 0)
+        if not low <= self.m <= high:
+            raise SettingsError(
+                f"capture.tailDraws: {self.m} is outside {low} to {high} of profile {self.profile}; change it"
+            )
+        if unbiased and (not self.entropy or len(self.temperatures) > 1):
+            raise SettingsError(
+                f"capture: profile Unbiased keeps the entropy, at one temperature; not entropy {self.entropy} and "
+                f"temperatures {list(self.temperatures)}"
+            )
+
+    @property
+    def own_temperature(self) -> float:
+        """Where entropy and draws are taken: 1, but for profile Unbiased captured at another."""
+        return self.temperatures[0] if self.profile == "Unbiased" and self.temperatures else 1.0
 
     @property
     def high_bits(self) -> int:
@@ -77,15 +100,27 @@ class ShardSpec:
             *(self._head_planes() if self.k else ()),
             Plane("lab_lp", "F16", "position"),
             Plane("lab_rank", "U16", "position"),
+            *((Plane("ent", "F16", "position"),) if self.entropy else ()),
+            *(self._draw_planes() if self.m else ()),
+            *((Plane("tail_tau", "F16", "position", len(self.temperatures)),) if self.temperatures else ()),
         )
 
     def _head_planes(self) -> tuple[Plane, ...]:
-        high = math.ceil(self.high_bits * self.k / 8)
+        values = (
+            (Plane("top_s", "F16", "position", 2), Plane("top_q", "U8", "position", self.k))
+            if self.profile == "Compact"
+            else (Plane("top_lp", "F16", "position", self.k),)
+        )
+        return (*self._id_planes("top", self.k), *values, Plane("tail_lp", "F16", "position"))
+
+    def _draw_planes(self) -> tuple[Plane, ...]:
+        return (*self._id_planes("rs", self.m), Plane("rs_cnt", "U8", "position", self.m))
+
+    def _id_planes(self, name: str, count: int) -> tuple[Plane, ...]:
+        high = math.ceil(self.high_bits * count / 8)
         return (
-            Plane("top_lo", "U16", "position", self.k),
-            *((Plane("top_hi", "U8", "position", high),) if high else ()),
-            Plane("top_lp", "F16", "position", self.k),
-            Plane("tail_lp", "F16", "position"),
+            Plane(f"{name}_lo", "U16", "position", count),
+            *((Plane(f"{name}_hi", "U8", "position", high),) if high else ()),
         )
 
     def metadata(self) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -28,11 +28,37 @@ class RowTargets:
     """[P]: logprob of the label as the teacher gave it."""
     lab_rank: NDArray[np.uint16]
     """[P]: rank of the label from 1, saturating at 65,535."""
+    entropy: NDArray[np.float32] | None = None
+    """[P]: the teacher's, nats; at T = 1, for profile Unbiased at the temperature of its capture."""
+    draw_ids: NDArray[np.int32] | None = None
+    """[P, M]: distinct ids drawn from the tail, -1 where there are fewer; profile Unbiased at its own temperature."""
+    draw_counts: NDArray[np.uint8] | None = None
+    """[P, M]: how often each was drawn."""
 
     @property
     def label_ids(self) -> NDArray[np.int32]:
         """[P]: ids of the scored tokens."""
         return self.input_ids[self.positions].astype(np.int32)
+
+    def with_draws(self) -> RowTargets:
+        """Profile Unbiased: the draws appended to the head, each with its share of the tail's mass, and no tail left.
+
+        The targets sum to 1, and their mean over the draws is the teacher's whole distribution. Without draws, self.
+        """
+        if self.draw_ids is None or self.draw_counts is None or self.top_ids is None:
+            return self
+        assert self.top_lp is not None and self.tail_lp is not None
+        counts = self.draw_counts.astype(np.float32)
+        total = counts.sum(1, keepdims=True)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            lp = self.tail_lp[:, None] + np.log(counts / total)
+        lp = np.where(counts > 0, lp, -np.inf).astype(np.float32)
+        return replace(
+            self,
+            top_ids=np.concatenate([self.top_ids, self.draw_ids], 1),
+            top_lp=np.concatenate([self.top_lp, lp], 1),
+            tail_lp=np.where(total[:, 0] > 0, -np.inf, self.tail_lp).astype(np.float32),
+        )
 
 
 def normalise(top_lp: NDArray[Any], tail_lp: NDArray[Any]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

@@ -8,7 +8,8 @@ dD/d(z_j/T) = h_j - q_j S in the head, and (q_j / q_tail) h_tail - q_j S outside
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -52,10 +53,15 @@ class Targets:
     """[P] weight of each position's cross-entropy."""
     kd_mask: Tensor
     """[P] bool: the position has a teacher's target."""
+    entropy: Tensor | None = None
+    """[P]: the teacher's entropy, in place of the targets' own, in the value that is reported."""
+    draws: int = 0
+    """How many of the K entries, at their end, are draws from the tail."""
 
     def rows(self, part: slice) -> Targets:
         """The same for some of the positions."""
-        return Targets(**{name: value[part] for name, value in vars(self).items()})
+        tensors: dict[str, Any] = {n: value[part] for n, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **tensors)
 
 
 @dataclass
@@ -133,6 +139,8 @@ def _chunk(z: Tensor, targets: Targets, settings: Settings, want_gradient: bool)
     log_p = _teacher_categories(targets, columns)
     log_q = cool.categories()
     value, h = settings.divergence(log_p, log_q)
+    if targets.entropy is not None:
+        value = value - (log_p.exp() * log_p).sum(1) - torch.where(targets.kd_mask, targets.entropy, 0)
     if want_gradient:
         kd_scale = torch.where(targets.kd_mask, targets.kd_scale * temperature, 0)
         kd = cool.kd_gradient(h, log_q).times(kd_scale)
@@ -145,7 +153,7 @@ def _chunk(z: Tensor, targets: Targets, settings: Settings, want_gradient: bool)
         if slope is not None:
             z.mul_(slope)
     value = torch.where(targets.kd_mask, temperature**2 * value, 0)
-    return torch.stack([value, plain.log_sum - label, *_statistics(targets, log_p, plain)], 1)
+    return torch.stack([value, plain.log_sum - label, *_statistics(targets, log_p, plain, cool)], 1)
 
 
 def _teacher_categories(targets: Targets, columns: Columns) -> Tensor:
@@ -155,11 +163,18 @@ def _teacher_categories(targets: Targets, columns: Columns) -> Tensor:
     return torch.cat([head, tail[:, None]], 1).clamp(min=FLOOR)
 
 
-def _statistics(targets: Targets, log_p: Tensor, student: Student) -> list[Tensor]:
-    """The columns of STATS after kd and ce, each [C]; what concerns the teacher is 0 where ``kd_mask`` is false."""
-    in_head = student.columns.in_head
-    first = in_head & (log_p[:, :-1] == log_p[:, :1])
-    agree = (torch.where(first, student.head, ABSENT) >= student.largest()[:, None]).any(1)
-    teacher_mass = torch.where(in_head, log_p[:, :-1].exp(), 0).sum(1)
-    student_mass = (student.log_head - student.log_sum).exp()
-    return [teacher_mass, student_mass, agree.to(log_p.dtype), student.overlap(), student.entropy()]
+def _statistics(targets: Targets, log_p: Tensor, student: Student, cool: Student) -> list[Tensor]:
+    """The columns of STATS after kd and ce, each [C]; what concerns the teacher is 0 where ``kd_mask`` is false.
+
+    Masses are at the loss's temperature, as ``cool`` is; draws are no part of the head.
+    """
+    size = student.head.shape[1] - targets.draws
+    in_head = student.columns.in_head[:, :size]
+    first = in_head & (log_p[:, :size] == log_p[:, :1])
+    agree = (torch.where(first, student.head[:, :size], ABSENT) >= student.largest()[:, None]).any(1)
+    teacher_mass = torch.where(in_head, log_p[:, :size].exp(), 0).sum(1)
+    log_head = cool.log_head
+    if targets.draws:
+        log_head = torch.where(in_head, cool.head[:, :size], -torch.inf).logsumexp(1)
+    student_mass = (log_head - cool.log_sum).exp()
+    return [teacher_mass, student_mass, agree.to(log_p.dtype), student.overlap(size), student.entropy()]

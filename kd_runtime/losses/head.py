@@ -1,10 +1,10 @@
 """The distillation loss as a module that owns the output head.
 
-    head = SparseKDHead(model.lm_head, vocab=V, divergence="ForwardKL", beta=0.5, temperature=1.0, logit_scale=1.0,
-                        softcap=None, chunk_positions=None)
+    head = SparseKDHead(model.lm_head, vocab=V, divergence="ForwardKL", parameters=Parameters(), temperature=1.0,
+                        logit_scale=1.0, softcap=None, chunk_positions=None)
     loss, sums = head(hidden, label_ids, top_ids, top_lp, tail_lp, kd_mask, ce_mask,
                       kd_weight=world * alpha / N_kd, ce_weight=world * (1 - alpha) / N_ce,
-                      tail_tau=None, per_position=False)
+                      entropy=None, draws=0, per_position=False)
     loss.backward()
 
 ``hidden`` [P, H] are the backbone's last hidden states (after the final norm) of the positions *before* scored tokens;
@@ -22,6 +22,7 @@ from torch.autograd.function import once_differentiable
 
 from kd_runtime.api.failures import SettingsError
 from kd_runtime.losses.chunked import STATS, Gradients, Settings, Targets, walk
+from kd_runtime.losses.divergences import Parameters
 from kd_runtime.losses.divergences import divergence as divergence_named
 
 
@@ -50,7 +51,8 @@ class SparseKDHead(nn.Module):
     ``lm_head`` is an ``nn.Linear`` or its weight [V or more, H]; the same Parameter is registered here, so tied
     embeddings stay tied and ZeRO-3 gathers it once a pass. ``vocab`` is the tokenizer's true size V: rows of the
     weight beyond it are padding, with zero probability and zero gradient. Raises SettingsError for what it cannot do:
-    a quantised or LoRA-wrapped head, an unknown divergence, a temperature that is not positive.
+    a quantised or LoRA-wrapped head, an unknown divergence, a temperature that is not positive. ``temperature`` is that
+    of the targets: the reader gives head and tail at it.
     """
 
     def __init__(
@@ -59,7 +61,7 @@ class SparseKDHead(nn.Module):
         *,
         vocab: int,
         divergence: str = "ForwardKL",
-        beta: float = 0.5,
+        parameters: Parameters | None = None,
         temperature: float = 1.0,
         logit_scale: float = 1.0,
         softcap: float | None = None,
@@ -68,11 +70,11 @@ class SparseKDHead(nn.Module):
         super().__init__()
         self.weight, bias = _parameters(lm_head)
         self.register_parameter("bias", bias)
-        if not temperature > 0:
-            raise SettingsError(f"objective.temperature: {temperature} is not positive; use 1.0")
         self.logit_scale = logit_scale
         self.chunk_positions = chunk_positions
-        self.settings = Settings(divergence_named(divergence, beta=beta), vocab, temperature, softcap)
+        self.divergence = divergence
+        function = divergence_named(divergence, parameters)
+        self.settings = Settings(function, vocab, _positive(temperature), softcap)
 
     def forward(
         self,
@@ -86,17 +88,27 @@ class SparseKDHead(nn.Module):
         *,
         kd_weight: float | Tensor = 1.0,
         ce_weight: float | Tensor = 0.0,
-        tail_tau: Tensor | None = None,
+        entropy: Tensor | None = None,
+        draws: int = 0,
         per_position: bool = False,
     ) -> tuple[Tensor, LossSums]:
         """The loss of P positions.
 
         ``hidden`` [P, H]; ``label_ids`` [P] (any value where ``ce_mask`` is false); ``top_ids`` [P, K] integers
-        (negative = no entry) with ``top_lp`` [P, K] and ``tail_lp`` [P] in nats, normalised over K+1, or all three
-        None without KD; ``kd_mask``, ``ce_mask`` [P] bool; weights are scalars or [P]. At a temperature T other than
-        1, ``tail_tau`` [P], the log of the tail's sum of p^(1/T), takes the place of ``tail_lp``.
+        (negative = no entry) with ``top_lp`` [P, K] and ``tail_lp`` [P] in nats at the temperature, normalised over
+        K+1, or all three None without KD; ``kd_mask``, ``ce_mask`` [P] bool; weights are scalars or [P].
+
+        Profile Unbiased: the last ``draws`` entries are draws from the tail with the mass that they stand for, and
+        nothing is left in ``tail_lp`` (-inf). With ``entropy`` [P], the teacher's in nats at the temperature, the value
+        reported is sum t (-log q) - entropy, whose mean over draws is the divergence. Forward KL only.
         """
-        targets = self._targets(label_ids, top_ids, top_lp, tail_lp, kd_mask, ce_mask, kd_weight, ce_weight, tail_tau)
+        if draws and self.divergence != "ForwardKL":
+            raise SettingsError(
+                f"objective.divergence: {self.divergence} is biased on draws from the tail (profile Unbiased); use "
+                "ForwardKL, or capture with profile Exact"
+            )
+        heads = (top_ids, top_lp, tail_lp, entropy)
+        targets = self._targets(label_ids, heads, kd_mask, ce_mask, kd_weight, ce_weight, draws)
         if self.logit_scale != 1:
             hidden = hidden * self.logit_scale
         settings = _sized(self.settings, hidden, self.chunk_positions)
@@ -107,16 +119,15 @@ class SparseKDHead(nn.Module):
     def _targets(
         self,
         label_ids: Tensor,
-        top_ids: Tensor | None,
-        top_lp: Tensor | None,
-        tail_lp: Tensor | None,
+        heads: tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None],
         kd_mask: Tensor,
         ce_mask: Tensor,
         kd_weight: float | Tensor,
         ce_weight: float | Tensor,
-        tail_tau: Tensor | None,
+        draws: int,
     ) -> Targets:
         compute = torch.promote_types(self.weight.dtype, torch.float32)
+        top_ids, top_lp, tail_lp, entropy = heads
         if top_ids is None or top_lp is None or tail_lp is None:
             if isinstance(kd_weight, Tensor) or kd_weight != 0:
                 raise SettingsError(
@@ -125,20 +136,19 @@ class SparseKDHead(nn.Module):
                 )
             top_ids = label_ids.new_empty(len(label_ids), 0)
             top_lp, tail_lp = top_ids.to(compute), label_ids.new_zeros(len(label_ids), dtype=compute)
-            kd_mask = torch.zeros_like(kd_mask)
-        top_lp, tail_lp = top_lp.to(compute), tail_lp.to(compute)
-        temperature = self.settings.temperature
-        if temperature != 1 and top_ids.shape[1]:
-            if tail_tau is None:
-                raise SettingsError(
-                    f"objective.temperature: {temperature} needs the tail's mass at that temperature (tail_tau), which "
-                    "these logits lack; use 1.0, or capture with this temperature in capture.temperatures"
-                )
-            top_lp, tail_lp = _normalised(top_lp / temperature, tail_tau.to(compute), top_ids)
+            kd_mask, entropy, draws = torch.zeros_like(kd_mask), None, 0
         _refuse_foreign_ids(label_ids, top_ids, self.settings.vocab)
-        kd_scale = _per_position(kd_weight, kd_mask, compute)
-        ce_scale = _per_position(ce_weight, ce_mask, compute)
-        return Targets(label_ids, top_ids, top_lp, tail_lp, kd_scale, ce_scale, kd_mask)
+        return Targets(
+            label_ids=label_ids,
+            top_ids=top_ids,
+            top_lp=top_lp.to(compute),
+            tail_lp=tail_lp.to(compute),
+            kd_scale=_per_position(kd_weight, kd_mask, compute),
+            ce_scale=_per_position(ce_weight, ce_mask, compute),
+            kd_mask=kd_mask,
+            entropy=None if entropy is None else entropy.to(compute),
+            draws=draws,
+        )
 
 
 class _SparseKD(torch.autograd.Function):
@@ -212,10 +222,10 @@ def _sized(settings: Settings, hidden: Tensor, chunk_positions: int | None) -> S
     )
 
 
-def _normalised(head: Tensor, tail: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Head [P, K] and tail [P] minus their log-sum-exp over the entries that exist, and the tail."""
-    total = torch.logaddexp(torch.where(ids >= 0, head, -torch.inf).logsumexp(1), tail)
-    return head - total[:, None], tail - total
+def _positive(temperature: float) -> float:
+    if not temperature > 0:
+        raise SettingsError(f"objective.temperature: {temperature} is not positive; use 1.0")
+    return temperature
 
 
 def _refuse_foreign_ids(label_ids: Tensor, top_ids: Tensor, vocab: int) -> None:

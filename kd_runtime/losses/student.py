@@ -82,15 +82,21 @@ class Student:
         """[C]: the largest u of all columns."""
         return torch.cat([self.head, self.label[:, None], self.remainder.maximum[:, None]], 1).amax(1)
 
-    def overlap(self) -> Tensor:
-        """[C]: share of the head's k entries that are among the student's k largest (ties count as among them)."""
+    def overlap(self, size: int) -> Tensor:
+        """[C]: share of the head's k entries that are among the student's k largest (ties count as among them).
+
+        The head are the first ``size`` slots; entries of the others are its rivals, as is all else.
+        """
         if self.remainder.largest is None:
             return torch.zeros_like(self.label)
-        in_head, columns = self.columns.in_head, self.columns
-        ranked = torch.where(in_head, self.head, -torch.inf).sort(1, descending=True).values.contiguous()
+        in_head, columns = self.columns.in_head[:, :size], self.columns
+        ranked = torch.where(in_head, self.head[:, :size], -torch.inf).sort(1, descending=True).values.contiguous()
         rivals = self.remainder.largest.contiguous()
         above = rivals.shape[1] - torch.searchsorted(rivals, ranked, right=True)
         above = above + ((self.label[:, None] > ranked) & ~columns.label_in_head[:, None])
+        if size < self.head.shape[1]:
+            others = torch.where(columns.in_head[:, size:], self.head[:, size:], -torch.inf)
+            above = above + (others[:, None, :] > ranked[:, :, None]).sum(2)
         above = above + torch.arange(ranked.shape[1], device=ranked.device)
         count = in_head.sum(1, keepdim=True)
         among = (above < count) & (torch.arange(ranked.shape[1], device=ranked.device) < count)

@@ -15,7 +15,7 @@ from pathlib import PurePosixPath
 
 from tokenizers import Tokenizer
 
-from kd_runtime.api.job import DistillationJobSpec, HostedTeacher, Precision, Profile
+from kd_runtime.api.job import Capture, DistillationJobSpec, HostedTeacher, Precision, Profile
 from kd_runtime.artifacts.manifest import Manifest
 from kd_runtime.planning.headers import ModelHeader
 from kd_runtime.planning.plan import Plan, PlannedStage
@@ -220,7 +220,7 @@ class _Estimator:
         scored = before.tokens - round(before.rows * self.prompt_tokens)
         header = self.header(stage, "teacher")
         bits = id_bits(header.vocabulary if header else 1 << 17)
-        size = scored * position_bytes(body.profile, body.top_k, bits) + before.tokens * 4.125 + before.rows * 24
+        size = scored * position_bytes(body, bits) + before.tokens * 4.125 + before.rows * 24
         memory, seconds = self._asked(stage, before.tokens, "score")
         return StageEstimate(before.rows, before.tokens, round(size), memory, seconds)
 
@@ -297,13 +297,17 @@ def id_bits(vocabulary: int) -> int:
     return next(b for b in (0, 1, 2, 4, 8) if vocabulary <= 1 << (16 + b))
 
 
-def position_bytes(profile: Profile, top_k: int, bits: int) -> float:
-    """Bytes of a scored position's planes (LOGITS.md's table)."""
-    if profile == Profile.Label:
-        return 4
-    ids = 2 * top_k + math.ceil(bits * top_k / 8)
-    values = 2 * top_k if profile == Profile.Exact else top_k + 4
-    return ids + values + 6
+def position_bytes(capture: Capture, bits: int) -> float:
+    """Bytes of a scored position's planes."""
+    entropy = 2 if capture.entropy or capture.profile == Profile.Unbiased else 0
+    if capture.profile == Profile.Label:
+        return 4 + entropy
+    entries, draws = capture.top_k, capture.tail_draws
+    ids = 2 * entries + math.ceil(bits * entries / 8)
+    values = entries + 4 if capture.profile == Profile.Compact else 2 * entries
+    drawn = 3 * draws + math.ceil(bits * draws / 8)
+    tempered = 2 * sum(t != 1 for t in capture.temperatures)
+    return ids + values + 6 + entropy + drawn + tempered
 
 
 def teacher_memory(header: ModelHeader, hosted: HostedTeacher) -> int:

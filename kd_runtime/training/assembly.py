@@ -26,8 +26,9 @@ def assemble(task: RankTask) -> Trainer:
     config = deepspeed_config(task.train)
     with sharded_loading(config):
         student = build_student(task.model, task.train, task.vocabulary, trust_remote_code=task.trust_remote_code)
-    engine = start_engine(student, task.train, config)
     spec = ShardSpec.of_metadata(task.logits_spec) if task.logits_spec else None
+    student.draws = spec.m if spec else 0
+    engine = start_engine(student, task.train, config)
     # The parent has verified every byte; an index of its own a rank costs 24 bytes a row in a file.
     logits = LogitsReader(task.logits, spec, verify=False, folder=task.out) if spec else None
     torch.set_flush_denormal(True)  # not before: numpy warns where it finds no subnormal numbers
@@ -38,11 +39,16 @@ def assemble(task: RankTask) -> Trainer:
         train=train,
         order=training_order(task, selection),
         source=ExampleSource(
-            RowsReader(task.rows), logits, selection.has_targets, train.max_length, train.shuffle_window_blocks + 1
+            RowsReader(task.rows),
+            logits,
+            selection.has_targets,
+            train.max_length,
+            train.shuffle_window_blocks + 1,
+            train.objective.temperature,
         ),
         rule=MicroBatchRule(task.micro_batch.rows, task.micro_batch.tokens),
         lengths=selection.lengths,
-        head_entries=spec.k if spec else 0,
+        head_entries=spec.k + spec.m if spec else 0,
         place=place(),
     )
 

@@ -90,6 +90,8 @@ class MicroBatch:
     """[P, K] int64, or None where no row has logits."""
     top_lp: Tensor | None
     tail_lp: Tensor | None
+    entropy: Tensor | None
+    """[P] float32: the teacher's, where every row with logits has it."""
     kd_mask: Tensor
     """[P] bool: positions with a teacher's distribution."""
     ce_mask: Tensor
@@ -137,6 +139,7 @@ def collate(examples: Sequence[Example], *, packing: bool, head_entries: int) ->
         top_ids=top_ids,
         top_lp=top_lp,
         tail_lp=tail_lp,
+        entropy=_entropy(examples),
         kd_mask=torch.from_numpy(has_head) & bool(head_entries),
         ce_mask=torch.ones(len(labels), dtype=torch.bool),
         tokens=sum(lengths),
@@ -157,6 +160,15 @@ def _padded(examples: Sequence[Example], lengths: Sequence[int]) -> tuple[Tensor
     positions = torch.arange(width).expand(len(examples), width)
     mask = positions < torch.tensor(lengths)[:, None]
     return ids, positions, None if bool(mask.all()) else mask, np.arange(len(examples)) * width
+
+
+def _entropy(examples: Sequence[Example]) -> Tensor | None:
+    """[P]; 0 at rows without logits, None where a row with logits lacks it."""
+    having = [e for e in examples if e.top_ids is not None]
+    if not having or any(e.entropy is None for e in having):
+        return None
+    parts = [np.zeros(len(e.positions), np.float32) if e.entropy is None else e.entropy for e in examples]
+    return torch.from_numpy(np.concatenate(parts))
 
 
 def _heads(examples: Sequence[Example], entries: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -27,7 +27,7 @@ class Rows(Protocol):
 class Targets(Protocol):
     """What training needs of the logits artifact (`LogitsReader`)."""
 
-    def get(self, key: bytes | str) -> RowTargets: ...
+    def get(self, key: bytes | str, temperature: float = 1.0) -> RowTargets: ...
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,8 @@ class Example:
     """[P, K], nats, normalised over K + 1 with ``tail_lp``."""
     tail_lp: npt.NDArray[np.float32] | None = None
     """[P]"""
+    entropy: npt.NDArray[np.float32] | None = None
+    """[P]: the teacher's, nats, where it was captured."""
 
 
 def example_of(row: Row, targets: RowTargets | None, max_length: int) -> Example:
@@ -64,22 +66,31 @@ def example_of(row: Row, targets: RowTargets | None, max_length: int) -> Example
         )
     if targets.top_ids is None or targets.top_lp is None or targets.tail_lp is None:
         raise DataError(f"logits: row {row.key} has no teacher's head (profile Label); capture with profile Exact")
+    entropy = None if targets.entropy is None else targets.entropy[:kept]
     return Example(
-        row.key, ids, positions[:kept], targets.top_ids[:kept], targets.top_lp[:kept], targets.tail_lp[:kept]
+        row.key, ids, positions[:kept], targets.top_ids[:kept], targets.top_lp[:kept], targets.tail_lp[:kept], entropy
     )
 
 
 class ExampleSource:
     """Reads examples by their index in the rows artifact.
 
-    Blocks of 256 rows are kept as long as the shuffle window needs them, so memory grows with the window alone.
+    Blocks of 256 rows are kept as long as the shuffle window needs them, so memory grows with the window alone. The
+    teacher's targets are those at ``temperature``.
     """
 
     def __init__(
-        self, rows: Rows, targets: Targets | None, has_targets: npt.NDArray[np.bool_], max_length: int, blocks: int
+        self,
+        rows: Rows,
+        targets: Targets | None,
+        has_targets: npt.NDArray[np.bool_],
+        max_length: int,
+        blocks: int,
+        temperature: float = 1.0,
     ):
         self._rows, self._targets, self._has_targets = rows, targets, has_targets
         self._max_length = max_length
+        self._temperature = temperature
         self._block_limit = blocks
         self._blocks: OrderedDict[int, Sequence[Row]] = OrderedDict()
 
@@ -89,7 +100,9 @@ class ExampleSource:
 
     def _example(self, index: int) -> Example:
         row = self._block(index // BLOCK_ROWS)[index % BLOCK_ROWS]
-        targets = self._targets.get(row.key) if self._targets is not None and self._has_targets[index] else None
+        targets = None
+        if self._targets is not None and self._has_targets[index]:
+            targets = self._targets.get(row.key, self._temperature).with_draws()
         return example_of(row, targets, self._max_length)
 
     def _block(self, number: int) -> Sequence[Row]:

@@ -73,7 +73,7 @@ class Trainer:
     lengths: Any
     """[rows of the artifact]: tokens, cut to maxLength."""
     head_entries: int
-    """K; 0 without logits."""
+    """K, with the draws of profile Unbiased; 0 without logits."""
     place: Place
     seconds: dict[str, float] = field(
         default_factory=lambda: dict.fromkeys(("data", "forward", "backward", "step"), 0.0)

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from kd_runtime.api.failures import SettingsError
-from kd_runtime.api.job import LoRA, Precision, Train
+from kd_runtime.api.job import LoRA, Objective, Precision, Train
 from kd_runtime.losses.chunked import STATS
+from kd_runtime.losses.divergences import Parameters
 from kd_runtime.losses.head import LossSums, SparseKDHead
 from kd_runtime.models.loading import load_causal_lm
 from kd_runtime.training import attention
@@ -30,6 +31,8 @@ class Student(nn.Module):
         super().__init__()
         self.model = model
         self.head = head
+        self.draws = 0
+        """How many entries of the targets' heads are draws from the tail (profile Unbiased)."""
         self.own_attention = False
         """True where packed rows go through `rows_attention`."""
 
@@ -55,6 +58,8 @@ class Student(nn.Module):
             batch.ce_mask,
             kd_weight=kd_weight,
             ce_weight=ce_weight,
+            entropy=batch.entropy if self.draws else None,
+            draws=self.draws,
         )
         return loss, stacked(sums)
 
@@ -123,7 +128,7 @@ def build_student(folder: Path, train: Train, vocabulary: int, *, trust_remote_c
         head_layer,
         vocab=vocabulary,
         divergence=train.objective.divergence.value,
-        beta=train.objective.beta,
+        parameters=parameters_of(train.objective),
         temperature=train.objective.temperature,
         logit_scale=rules.scale,
         softcap=rules.softcap,
@@ -131,6 +136,12 @@ def build_student(folder: Path, train: Train, vocabulary: int, *, trust_remote_c
     student = Student(wrapped, head)
     student.own_attention = own_attention
     return student.train()
+
+
+def parameters_of(objective: Objective) -> Parameters:
+    """The divergence's parameters."""
+    given = objective
+    return Parameters(beta=given.beta, skew=given.skew, a=given.a, b=given.b, mass=given.mass, function=given.function)
 
 
 def vocabulary_rows(model: Any) -> int:

@@ -14,6 +14,7 @@ def teacher_row(spec: ShardSpec, tokens: int, generator: np.random.Generator, ke
     scored = generator.random(tokens) < 0.6
     scored[0] = False
     positions = int(scored.sum())
+    top_ids = distinct_ids(spec, positions, generator) if spec.k else None
     lp = np.log(generator.dirichlet(1 / np.arange(1, spec.k + 3), positions) + 1e-7) if spec.k else None
     return TeacherRow(
         key=generator.bytes(16) if key is None else key,
@@ -21,8 +22,11 @@ def teacher_row(spec: ShardSpec, tokens: int, generator: np.random.Generator, ke
         scored=scored,
         lab_lp=-generator.gamma(1.0, 2.0, positions),
         lab_rank=generator.integers(1, 100_000, positions),
-        top_ids=distinct_ids(spec, positions, generator) if spec.k else None,
+        top_ids=top_ids,
         top_lp=None if lp is None else lp[:, : spec.k],
+        entropy=generator.random(positions) * np.log(spec.vocab) if spec.entropy else None,
+        tail_tau=generator.normal(size=(positions, len(spec.temperatures))) if spec.temperatures else None,
+        draws=tail_ids(spec, top_ids, generator) if spec.m else None,
     )
 
 
@@ -30,6 +34,14 @@ def distinct_ids(spec: ShardSpec, positions: int, generator: np.random.Generator
     """[positions, k] ids, none twice in a position, from the whole vocabulary."""
     steps = generator.integers(1, max(2, spec.vocab // spec.k + 1), (positions, spec.k))
     return (np.cumsum(steps, 1) + generator.integers(0, spec.vocab, (positions, 1))) % spec.vocab
+
+
+def tail_ids(spec: ShardSpec, top_ids: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """[positions, m] ids outside the head, some of them twice."""
+    near = (top_ids[:, :1] + generator.integers(0, 3 * spec.k, (len(top_ids), spec.m))) % spec.vocab
+    taken = (near[:, :, None] == top_ids[:, None, :]).any(2)
+    free = np.array([np.setdiff1d(np.arange(spec.k + 1), ids % spec.vocab)[0] for ids in top_ids], np.int64)
+    return np.where(taken, free.reshape(-1, 1), near)
 
 
 def planes(spec: ShardSpec, lengths: tuple[int, ...] = (5, 17, 8), seed: int = 0) -> Planes:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from logits.examples import planes, teacher_row
 
-from kd_runtime.api.failures import DataError
+from kd_runtime.api.failures import DataError, SettingsError
 from kd_runtime.logits.build import TeacherRow, build_planes
 from kd_runtime.logits.check import problems
 from kd_runtime.logits.planes import Planes
@@ -131,3 +131,79 @@ def test_planes_of_another_dtype_or_name_are_named() -> None:
     wide = dict(sound.arrays) | {"lab_rank": sound["lab_rank"].astype(np.int64)}
     assert "plane lab_rank is int64" in problems(Planes(SPEC, wide))[0]
     assert "profile Exact has" in problems(Planes(SPEC, dict(sound.arrays) | {"more": sound["key"]}))[0]
+
+
+def compact(lp: list[float]) -> Planes:
+    spec = ShardSpec("Compact", len(lp), vocab=200_000)
+    ids = np.arange(len(lp))[None]
+    return build_planes(spec, [row(top_ids=ids, top_lp=np.array([lp]))])
+
+
+def test_compact_keeps_the_first_and_the_distance_to_the_last() -> None:
+    built = compact([-0.5, -1.5, -5.6])
+    np.testing.assert_array_equal(built["top_s"], np.array([[-0.5, 5.1]], np.float16))
+    np.testing.assert_array_equal(built["top_q"], [[0, 50, 255]])
+    np.testing.assert_allclose(built.top_lp(), [[-0.5, -1.5, -5.6]], atol=5.1 / 510 + 2e-3)
+
+
+@pytest.mark.parametrize("lp", [[-0.7], [-1.5, -1.5], [-1.0, -1.0 - 1e-9]])
+def test_a_compact_head_without_range_is_flat(lp: list[float]) -> None:
+    built = compact(lp)
+    assert not built["top_q"].any()
+    np.testing.assert_allclose(built.top_lp()[0], lp, atol=1e-3)
+
+
+UNBIASED = ShardSpec("Unbiased", 2, 4, vocab=200_000, entropy=True)
+
+
+def drawn(ids: list[int], **changes: object) -> TeacherRow:
+    return row(entropy=np.array([1.25]), draws=np.array([ids]), **changes)
+
+
+def test_draws_are_distinct_ids_with_their_counts() -> None:
+    built = build_planes(UNBIASED, [drawn([150_002, 7, 150_002, 150_002])])
+    np.testing.assert_array_equal(built.draw_ids(), [[7, 150_002, -1, -1]])
+    np.testing.assert_array_equal(built["rs_cnt"], [[1, 3, 0, 0]])
+    assert built["ent"][0] == np.float16(1.25)
+
+
+def test_draws_share_the_tails_mass_and_leave_none() -> None:
+    targets = build_planes(UNBIASED, [drawn([150_002, 7, 150_002, 150_002])]).row(0).with_draws()
+    assert targets.top_ids is not None and targets.top_lp is not None and targets.tail_lp is not None
+    np.testing.assert_array_equal(targets.top_ids, [[3, 150_001, 7, 150_002, -1, -1]])
+    p = np.exp(targets.top_lp[0])
+    np.testing.assert_allclose(p, [0.3, 0.25, 0.45 / 4, 0.45 * 3 / 4, 0, 0], rtol=2e-3)
+    assert p.sum() == pytest.approx(1, abs=1e-6)
+    assert np.isneginf(targets.tail_lp).all()
+
+
+def test_a_head_that_is_everything_has_no_draws() -> None:
+    whole = row(entropy=np.array([1.0]), draws=np.full((1, 4), -1), tail_lp=np.array([-np.inf]))
+    targets = build_planes(UNBIASED, [whole]).row(0).with_draws()
+    assert targets.top_ids is not None and (targets.top_ids[0, 2:] == -1).all()
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        (drawn([7, 7, 7, -1]), "sums to 3, there are 4 draws"),
+        (drawn([3, 7, 7, 7]), "a draw that is in its head"),
+        (drawn([200_000, 7, 7, 7]), "outside 0 to 199999"),
+        (row(draws=np.array([[7, 7, 7, 7]])), r"entropy of shape None, \[positions, \*\(\)\] is expected"),
+        (row(entropy=np.array([1.0]), draws=np.array([[7]])), r"draws of shape \(1, 1\)"),
+        (replace(drawn([7, 7, 7, 7]), entropy=np.array([-1.0])), "ent of position 0 is -1"),
+    ],
+)
+def test_impossible_draws_are_refused(broken: TeacherRow, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        build_planes(UNBIASED, [broken])
+
+
+def test_targets_at_a_temperature_are_normalised_with_its_own_tail() -> None:
+    spec = ShardSpec("Exact", 2, 0, (2.0,), 200_000)
+    targets = build_planes(spec, [row(tail_tau=np.log([[1.5]]))]).row(0, 2.0)
+    assert targets.top_lp is not None and targets.tail_lp is not None
+    masses = np.sqrt([0.3, 0.25, 2.25])
+    np.testing.assert_allclose(np.exp([*targets.top_lp[0], *targets.tail_lp]), masses / masses.sum(), rtol=2e-3)
+    with pytest.raises(SettingsError, match=r"objective\.temperature: 3\.0 .*use one of 1\.0, 2\.0"):
+        build_planes(spec, [row(tail_tau=np.log([[1.5]]))]).row(0, 3.0)

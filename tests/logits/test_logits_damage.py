@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -99,9 +100,22 @@ def test_a_shard_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_unsupported_specs_are_refused() -> None:
-    for arguments in ({"profile": "Compact", "k": 8}, {"profile": "Exact", "k": 0}, {"profile": "Exact", "k": 257}):
-        with pytest.raises(SettingsError):
-            ShardSpec(**arguments, vocab=49_152)  # type: ignore[arg-type]
-    with pytest.raises(SettingsError, match="temperatures"):
-        ShardSpec("Exact", 8, temperatures=(2.0,), vocab=49_152)
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"profile": "Whole", "k": 8}, r"capture\.profile: Whole"),
+        ({"profile": "Exact", "k": 0}, r"capture\.topK: 0 is outside 1 to 256"),
+        ({"profile": "Compact", "k": 257}, r"capture\.topK: 257"),
+        ({"profile": "Label", "k": 1}, r"capture\.topK: 1 is outside 0 to 0"),
+        ({"profile": "Exact", "k": 8, "m": 1}, r"capture\.tailDraws: 1 is outside 0 to 0"),
+        ({"profile": "Unbiased", "k": 8, "entropy": True}, r"capture\.tailDraws: 0 is outside 1 to 255"),
+        ({"profile": "Unbiased", "k": 8, "m": 2}, "keeps the entropy"),
+        ({"profile": "Unbiased", "k": 8, "m": 2, "entropy": True, "temperatures": (2.0, 3.0)}, "at one temperature"),
+        ({"profile": "Exact", "k": 8, "temperatures": (1.0,)}, "beside 1"),
+        ({"profile": "Exact", "k": 8, "temperatures": (2.0, 0.5)}, "ascending"),
+        ({"profile": "Label", "k": 0, "temperatures": (2.0,)}, "of a profile with a head"),
+    ],
+)
+def test_what_no_shard_can_be_is_refused(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        ShardSpec(**arguments, vocab=49_152)

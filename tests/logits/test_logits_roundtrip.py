@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from logits.examples import planes
+from logits.examples import planes, teacher_row
 from safetensors.numpy import load_file
 
 from kd_runtime.api.failures import DataError
+from kd_runtime.logits.build import build_planes, ordered_head
 from kd_runtime.logits.packing import join_ids, split_ids
 from kd_runtime.logits.planes import Planes, concatenate
 from kd_runtime.logits.shard import open_shard, planes_from_bytes, planes_to_bytes, write_shard
@@ -21,6 +22,8 @@ from kd_runtime.logits.spec import ShardSpec
 
 EXACT = ShardSpec("Exact", 4, vocab=49_152)
 LABEL = ShardSpec("Label", 0, vocab=49_152)
+COMPACT = ShardSpec("Compact", 4, 0, (0.5, 2.0), 49_152, entropy=True)
+UNBIASED = ShardSpec("Unbiased", 4, 3, vocab=49_152, entropy=True)
 VOCABULARIES = {32_000: 0, 65_536: 0, 65_537: 1, 131_072: 1, 151_665: 2, 262_144: 2, 262_400: 4, 1_048_577: 8}
 
 
@@ -31,16 +34,55 @@ def assert_equal(found: Planes, expected: Planes) -> None:
         np.testing.assert_array_equal(found[name], array, err_msg=name)
 
 
+@st.composite
+def specs(draw: st.DrawFn) -> ShardSpec:
+    """Any spec there is, within small sizes."""
+    profile = draw(st.sampled_from(["Exact", "Compact", "Unbiased", "Label"]))
+    unbiased, label = profile == "Unbiased", profile == "Label"
+    among = st.sets(st.sampled_from([0.5, 1.5, 2.0, 7.0]), max_size=0 if label else 1 if unbiased else 3)
+    return ShardSpec(
+        profile,
+        k=0 if label else draw(st.integers(1, 40)),
+        m=draw(st.integers(1, 20)) if unbiased else 0,
+        temperatures=tuple(sorted(draw(among))),
+        vocab=draw(st.sampled_from([*VOCABULARIES])),
+        entropy=unbiased or draw(st.booleans()),
+    )
+
+
 @given(
-    k=st.integers(0, 40),
-    vocab=st.sampled_from([*VOCABULARIES]),
+    spec=specs(),
     lengths=st.lists(st.integers(1, 30), max_size=6).map(tuple),
     seed=st.integers(0, 2**32 - 1),
 )
-@settings(max_examples=60, deadline=None)
-def test_any_shard_survives_the_wire(k: int, vocab: int, lengths: tuple[int, ...], seed: int) -> None:
-    original = planes(ShardSpec("Exact" if k else "Label", k, vocab=vocab), lengths, seed)
+@settings(max_examples=150, deadline=None)
+def test_any_shard_survives_the_wire(spec: ShardSpec, lengths: tuple[int, ...], seed: int) -> None:
+    original = planes(spec, lengths, seed)
     assert_equal(planes_from_bytes(planes_to_bytes(original), expect=original.spec), original)
+
+
+@given(spec=specs(), at=st.floats(0, 1, exclude_max=True), change=st.integers(1, 255))
+@settings(max_examples=200, deadline=None)
+def test_one_changed_byte_of_any_shard_is_detected(spec: ShardSpec, at: float, change: int) -> None:
+    body = bytearray(planes_to_bytes(planes(spec)))
+    body[int(at * len(body))] ^= change
+    with pytest.raises(DataError):
+        planes_from_bytes(bytes(body))
+
+
+@given(vocab=st.integers(32_000, 262_400), k=st.integers(1, 40), m=st.integers(1, 20), seed=st.integers(0, 2**32 - 1))
+@settings(max_examples=60, deadline=None)
+def test_ids_of_every_vocabulary_survive(vocab: int, k: int, m: int, seed: int) -> None:
+    spec = ShardSpec("Unbiased", k, m, vocab=vocab, entropy=True)
+    row = teacher_row(spec, 12, np.random.default_rng(seed))
+    assert row.top_ids is not None and row.top_lp is not None and row.draws is not None
+    row.top_ids[0, 0] = (
+        vocab - 1 if vocab - 1 not in row.top_ids[0] and vocab - 1 not in row.draws[0] else row.top_ids[0, 0]
+    )
+    built = planes_from_bytes(planes_to_bytes(build_planes(spec, [row])))
+    np.testing.assert_array_equal(built.top_ids(), ordered_head(row.top_ids, row.top_lp, k)[0])
+    for found, counts, drawn in zip(built.draw_ids(), built["rs_cnt"], row.draws, strict=True):
+        np.testing.assert_array_equal(np.repeat(found, counts), np.sort(drawn))
 
 
 def test_a_file_holds_planes_and_metadata_and_is_the_wire_form(tmp_path: Path) -> None:
@@ -89,9 +131,16 @@ def test_bytes_of_a_scored_position_are_those_of_the_format() -> None:
     assert of_positions(ShardSpec("Exact", 32, vocab=151_665)) == 142
     assert of_positions(ShardSpec("Exact", 32, vocab=49_152)) == 134
     assert of_positions(LABEL) == 4
+    qwen = {"vocab": 151_665}
+    assert of_positions(ShardSpec("Exact", 32, **qwen, entropy=True)) == 144
+    assert of_positions(ShardSpec("Compact", 32, **qwen)) == 114
+    assert of_positions(ShardSpec("Compact", 32, **qwen, entropy=True)) == 116
+    assert of_positions(ShardSpec("Unbiased", 16, 8, **qwen, entropy=True)) == 102
+    assert of_positions(ShardSpec("Label", 0, **qwen, entropy=True)) == 6
+    assert of_positions(ShardSpec("Compact", 32, 0, (0.5, 2.0), **qwen)) == 118
 
 
-@pytest.mark.parametrize("spec", [EXACT, LABEL])
+@pytest.mark.parametrize("spec", [EXACT, LABEL, COMPACT, UNBIASED])
 def test_chosen_rows_read_as_they_did_before(spec: ShardSpec) -> None:
     original = planes(spec, (5, 17, 8, 1, 9))
     chosen = original.select([3, 0, 4])

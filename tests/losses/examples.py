@@ -9,9 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from kd_runtime.losses import reference
+from kd_runtime.losses.divergences import Parameters
 from kd_runtime.losses.head import LossSums, SparseKDHead
 
-DIVERGENCES = ("ForwardKL", "ReverseKL", "JSD")
+DIVERGENCES = ("ForwardKL", "ReverseKL", "JSD", "Skew", "ReverseSkew", "AdaptiveKL", "AlphaBeta", "TVD")
+PARAMETERS = Parameters(beta=0.3, skew=0.2, a=0.4, b=0.7, mass=0.6)
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class Case:
     k: int
     vocab: int
     divergence: str = "ForwardKL"
-    beta: float = 0.3
+    parameters: Parameters = PARAMETERS
     temperature: float = 1.0
     logit_scale: float = 1.0
     softcap: float | None = None
@@ -41,10 +43,9 @@ class Case:
         """[P, K]"""
         return self.teacher.topk(self.k).indices
 
-    def targets(self, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
-        """Head [P, K] and tail [P]: log of the mass of p^(1/T), T = 1 normalised."""
-        powered = torch.log_softmax(self.teacher, 1) / temperature
-        both = reference.bucketed(powered, self.top_ids)
+    def targets(self) -> tuple[Tensor, Tensor]:
+        """Head [P, K] and tail [P] at the temperature."""
+        both = reference.bucketed(torch.log_softmax(self.teacher / self.temperature, 1), self.top_ids)
         return both[:, :-1], both[:, -1]
 
     def head(self, chunk: int | None = None) -> SparseKDHead:
@@ -55,7 +56,7 @@ class Case:
             linear,
             vocab=self.vocab,
             divergence=self.divergence,
-            beta=self.beta,
+            parameters=self.parameters,
             temperature=self.temperature,
             logit_scale=self.logit_scale,
             softcap=self.softcap,
@@ -65,8 +66,7 @@ class Case:
     def fast(self, chunk: int | None = None, **arguments: Any) -> tuple[Tensor, LossSums]:
         """Loss and sums of the chunked path."""
         head, tail = self.targets()
-        tau = self.targets(self.temperature)[1] if self.temperature != 1 else None
-        given = {"kd_weight": self.kd_weight, "ce_weight": self.ce_weight, "tail_tau": tau, "per_position": True}
+        given = {"kd_weight": self.kd_weight, "ce_weight": self.ce_weight, "per_position": True}
         masks = (self.kd_mask, self.ce_mask)
         return self.head(chunk)(self.hidden, self.labels, self.top_ids, head, tail, *masks, **given | arguments)
 
@@ -81,7 +81,7 @@ class Case:
         """The same loss from the float64 reference."""
         z = self.logits()
         log_p = reference.bucketed(torch.log_softmax(self.teacher.double() / self.temperature, 1), self.top_ids)
-        function = reference.divergence(self.divergence, self.beta)
+        function = reference.divergence(self.divergence, self.parameters)
         kd = reference.kd_loss(z, self.top_ids, log_p, function, self.temperature)
         ce = reference.ce_loss(z, self.labels)
         return self.kd_weight * kd[self.kd_mask].sum() + self.ce_weight * ce[self.ce_mask].sum()
@@ -89,7 +89,8 @@ class Case:
     def dense_without_tail(self) -> Tensor:
         """The same where the head is the whole vocabulary: plain divergences of whole distributions."""
         log_p, log_q = torch.log_softmax(self.teacher, 1), torch.log_softmax(self.logits(), 1)
-        kd = reference.divergence(self.divergence, self.beta)(log_p, log_q)
+        order = self.top_ids
+        kd = reference.divergence(self.divergence, self.parameters)(log_p.gather(1, order), log_q.gather(1, order))
         ce = reference.ce_loss(self.logits(), self.labels)
         return self.kd_weight * kd[self.kd_mask].sum() + self.ce_weight * ce[self.ce_mask].sum()
 

@@ -40,7 +40,10 @@ def test_zero_where_the_student_is_the_stored_teacher(divergence: str) -> None:
     masks = (ON.expand(positions), ~ON.expand(positions))
     loss, sums = head(hidden, torch.zeros(positions, dtype=torch.long), *stored, *masks, per_position=True)
     assert sums.positions is not None
-    assert float(sums.positions["kd"].abs().max()) <= 1e-6
+    linear = divergence == "TVD"  # grows with the error of rounding, where the others grow with its square
+    assert float(sums.positions["kd"].abs().max()) <= (1e-3 if linear else 1e-6)
+    if linear:
+        return
     loss.backward()
     log_half = 2.0**-10
     assert hidden.grad is not None
@@ -55,7 +58,8 @@ def test_exactly_zero_where_the_targets_are_not_rounded(divergence: str) -> None
     built = built.with_(teacher=built.logits().detach())
     loss, _ = built.fast()
     assert abs(float(loss.detach())) < 1e-12
-    assert all(float(gradient.abs().max()) < 1e-12 for gradient in built.gradients(loss))
+    if divergence != "TVD":  # its slope jumps there
+        assert all(float(gradient.abs().max()) < 1e-12 for gradient in built.gradients(loss))
 
 
 @pytest.mark.parametrize("divergence", DIVERGENCES)

@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from kd_runtime.api.failures import SettingsError
+from kd_runtime.losses.divergences import Parameters
 from kd_runtime.losses.head import SparseKDHead
 
 
@@ -52,11 +53,6 @@ def test_a_head_alone_is_trained_on_fixed_states() -> None:
     torch.testing.assert_close(built.weight.grad, expected)
 
 
-def test_a_temperature_needs_the_tail_at_that_temperature() -> None:
-    with pytest.raises(SettingsError, match=r"objective\.temperature: 2\.0 needs .*tail_tau.*use 1\.0"):
-        case(temperature=2.0).fast(tail_tau=None)
-
-
 def test_targets_without_a_head_cannot_be_distilled() -> None:
     built = case()
     with pytest.raises(SettingsError, match=r"profile Label .*capture with profile Exact"):
@@ -92,8 +88,16 @@ class Quantised(nn.Module):
         (Quantised(), {}, r"Quantised of torch\.uint8.*unquantised"),
         (nn.ReLU(), {}, "ReLU"),
         (nn.Linear(4, 9), {"divergence": "Wasserstein"}, "use one of ForwardKL, ReverseKL, JSD"),
-        (nn.Linear(4, 9), {"divergence": "JSD", "beta": 0.0}, r"objective\.beta: 0\.0 .*use divergence ForwardKL"),
-        (nn.Linear(4, 9), {"divergence": "JSD", "beta": 1.0}, r"objective\.beta: 1\.0"),
+        (
+            nn.Linear(4, 9),
+            {"divergence": "JSD", "parameters": Parameters(beta=0.0)},
+            r"objective\.beta: 0\.0 .*use divergence ForwardKL",
+        ),
+        (nn.Linear(4, 9), {"divergence": "JSD", "parameters": Parameters(beta=1.0)}, r"objective\.beta: 1\.0"),
+        (nn.Linear(4, 9), {"divergence": "Skew", "parameters": Parameters(skew=1.0)}, r"objective\.skew: 1\.0"),
+        (nn.Linear(4, 9), {"divergence": "AdaptiveKL", "parameters": Parameters(mass=0.0)}, r"objective\.mass: 0\.0"),
+        (nn.Linear(4, 9), {"divergence": "AlphaBeta", "parameters": Parameters(a=0.0, b=0.0)}, "not both 0"),
+        (nn.Linear(4, 9), {"divergence": "Custom"}, r"objective\.function: is missing"),
         (nn.Linear(4, 9), {"temperature": 0.0}, r"objective\.temperature: 0\.0 is not positive"),
     ],
 )
