@@ -1,7 +1,8 @@
-"""Commands about teacher logits: inspect, verify, stats."""
+"""Commands about teacher logits: inspect, verify, stats, export, import."""
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -9,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from kd_runtime.api.failures import ExitClass
+from kd_runtime.api.failures import ExitClass, SettingsError
 
 app = typer.Typer(help="Look into shards of teacher logits (KDL).", no_args_is_help=True)
 FilesArgument = Annotated[
@@ -89,3 +90,57 @@ def stats(files: FilesArgument) -> None:
         Console().print(
             "[yellow]warning[/] the head holds little of the teacher's mass; raise capture.topK", highlight=False
         )
+
+
+@app.command()
+def export(
+    files: FilesArgument,
+    to: Annotated[Path, typer.Option("--to", help="An empty folder.")],
+) -> None:
+    """Join shards into files of 128 to 256 MiB, for another machine or tool."""
+    from kd_runtime.local.tables import size
+    from kd_runtime.logits.exchange import export as join
+
+    for path in join(_shards(files), to):
+        print(f"{path}  {size(path.stat().st_size)}")
+
+
+class Layout(StrEnum):
+    """What other tools wrote."""
+
+    DistillKit = "DistillKit"
+    EasyDistill = "EasyDistill"
+
+
+@app.command(name="import")
+def import_(
+    source: Annotated[
+        Path,
+        typer.Argument(help="DistillKit: its output folder. EasyDistill: its logits file (JSON lines).", exists=True),
+    ],
+    layout: Annotated[Layout, typer.Option("--from", help="Which tool wrote it.")],
+    tokenizer: Annotated[Path, typer.Option(help="Folder of the teacher's tokenizer.", exists=True)],
+    to: Annotated[Path, typer.Option("--to", help="An empty folder.")],
+    rows: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Parquet files, or folders of them, of a rows artifact: whose keys and masks to take.", exists=True
+        ),
+    ] = None,
+    top_k: Annotated[
+        int | None, typer.Option(min=1, max=256, help="EasyDistill: entries a position; default: as many as all have.")
+    ] = None,
+) -> None:
+    """Make shards (profile Exact) of what another tool captured."""
+    from kd_runtime.logits.exchange import import_distillkit, import_easydistill
+
+    files = [file for path in rows or () for file in (sorted(path.rglob("*.parquet")) if path.is_dir() else [path])]
+    if layout is Layout.DistillKit:
+        done = import_distillkit(source, tokenizer, to, files)
+    elif files:
+        done = import_easydistill(source, tokenizer, to, files, top_k)
+    else:
+        raise SettingsError("--rows: EasyDistill's lines hold no tokens of their own; name the rows that were asked")
+    print(
+        f"{done.rows:,} rows, {done.positions:,} scored positions in {len(done.shards)} shards; {done.skipped:,} left out"
+    )
