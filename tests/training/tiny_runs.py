@@ -21,6 +21,8 @@ from kd_runtime.logits.shard import write_shard
 from kd_runtime.logits.spec import ShardSpec
 from kd_runtime.models.loading import load_causal_lm, load_tokenizer
 from kd_runtime.planning.tokenizers import tokenizer_digest, vocabulary_size
+from kd_runtime.teachers.distributions import beyond_head, uniforms_of_row
+from kd_runtime.teachers.transformers_engine import head_mask
 from kd_runtime.training.gang import Gang, Placement, free_port
 from kd_runtime.training.selection import RowFacts, Selection, select
 from kd_runtime.training.signs import Sign
@@ -114,9 +116,11 @@ def teacher_rows(model_dir: Path, rows: Sequence[Row], spec: ShardSpec) -> list[
         label = at[torch.arange(len(positions)), ids[positions]]
         top_lp, top_ids = at.topk(spec.k, -1) if spec.k else (None, None)
         tail = torch.log1p(-top_lp.exp().sum(-1).clamp(max=1 - 2**-30)) if top_lp is not None else None
+        key = bytes.fromhex(row.key)
+        inside = head_mask(at, spec.k)
         found.append(
             TeacherRow(
-                key=bytes.fromhex(row.key),
+                key=key,
                 input_ids=row.input_ids,
                 scored=row.scored,
                 lab_lp=label.numpy(),
@@ -124,6 +128,7 @@ def teacher_rows(model_dir: Path, rows: Sequence[Row], spec: ShardSpec) -> list[
                 top_ids=None if top_ids is None else top_ids.numpy(),
                 top_lp=None if top_lp is None else top_lp.numpy(),
                 tail_lp=None if tail is None else tail.numpy(),
+                **beyond_head(at, inside, spec, uniforms_of_row(key, len(positions), spec.m, seed=0)),
             )
         )
     return found
@@ -138,14 +143,16 @@ def make(
     shard_rows: int = 7,
     teacher: str = "teacher",
     parents: Sequence[int] = (),
+    **more: Any,
 ) -> Made:
-    """Write ``count`` rows, and the logits of ``models/teacher`` for them in shards of ``shard_rows``."""
+    """Write ``count`` rows, and the logits of ``models/teacher`` for them in shards of ``shard_rows``; ``more`` of their
+    spec."""
     rows = make_rows(models, conversations(count), parents)
     writer = RowsWriter(folder / "rows")
     for row in rows:
         writer.append(row)
     vocabulary = vocabulary_size(models / "student")
-    spec = ShardSpec("Exact", k, vocab=vocabulary)
+    spec = ShardSpec(**{"profile": "Exact", "k": k, "vocab": vocabulary, **more})
     return Made(rows, writer.close(), write_shards(folder, models / teacher, rows, spec, shard_rows), spec, vocabulary)
 
 
