@@ -176,8 +176,12 @@ class Executor:
                 return codes
             if self._teacher is not None and self._teacher.revive():
                 self.display.say(f"teacher {self._teacher.name}: died and was started again")
+            if any(child.poll() is not None and exit_class(_shell(child.returncode)).final for child in self._children):
+                break
             time.sleep(POLL_SECONDS)
-        return [child.returncode for child in self._children]
+        return [
+            child.returncode if child.poll() is not None else end_tree(child, GRACE_SECONDS) for child in self._children
+        ]
 
     def _drain(self, stage: PlannedStage) -> list[int]:
         grace = GRACE_SECONDS

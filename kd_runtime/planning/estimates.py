@@ -40,7 +40,7 @@ class Rates:
     startup_seconds: float
 
 
-CPU = Rates(generate=0.8e11, score=3.4e11, train=1.3e11, startup_seconds=55)
+CPU = Rates(generate=0.8e11, score=3.4e11, train=1.3e11, startup_seconds=18)
 GPU = Rates(generate=4e13, score=3e14, train=3.5e14, startup_seconds=180)
 
 

@@ -31,7 +31,6 @@ from kd_runtime.teachers.answers import Refused
 from kd_runtime.teachers.client import TeacherClient
 from kd_runtime.teachers.wire import ScoreRequest, ScoreRow
 
-SEMANTICS = 1
 SUFFIX = "safetensors"
 ROWS_A_REQUEST = 4
 TOKENS_A_REQUEST = 16_384

@@ -25,9 +25,6 @@ from kd_runtime.planning.plan import StageType
 from kd_runtime.planning.tokenizers import vocabulary_size
 from kd_runtime.stages.context import StageContext, StageOutcome
 
-SEMANTICS = 1
-"""Raised when equal models and rows give other scores."""
-
 DOCUMENT, ANSWERS = "evaluation.json", "answers.jsonl"
 ROLES = {Who.Student: "model", Who.Baseline: "baseline"}
 

@@ -19,8 +19,6 @@ from kd_runtime.stages.teacher_rows import assemble
 from kd_runtime.teachers.answers import Answer, Refused
 from kd_runtime.teachers.client import TeacherClient
 
-SEMANTICS = 2
-
 
 def run(ctx: StageContext) -> StageOutcome:
     """Ask what no commit covers; where all is covered then, make the rows.

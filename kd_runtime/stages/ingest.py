@@ -20,7 +20,6 @@ from kd_runtime.stages.dataset_records import Malformed, Reason, Record, Rejecte
 from kd_runtime.stages.datasets import ChosenFiles, choose_files, read_file
 from kd_runtime.stages.rendering import template_of
 
-SEMANTICS = 1
 BATCH_ROWS = 256
 BATCH_CHARACTERS = 4 << 20
 SHOWN_REJECTS = 3

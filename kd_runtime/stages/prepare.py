@@ -16,7 +16,6 @@ from kd_runtime.models.pruning import block_influence, decoder_layers, evenly_sp
 from kd_runtime.models.random_init import random_model
 from kd_runtime.stages.context import StageContext, StageOutcome
 
-SEMANTICS = 1
 CALIBRATION_TOKENS = 2048
 """Of each calibration row at most so many tokens are read: influence is a mean, and memory grows with length."""
 

@@ -20,9 +20,6 @@ from kd_runtime.planning.sources import POINTER, SourceFile, content_digest, mod
 from kd_runtime.planning.targets import MARKER, Pointer, TargetState, target_state
 from kd_runtime.stages.context import StageContext, StageOutcome
 
-SEMANTICS = 1
-"""Raised when an equal model gives another card."""
-
 CARD = "README.md"
 PUBLICATION = "publication.json"
 
