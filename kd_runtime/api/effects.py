@@ -20,6 +20,7 @@ from kd_runtime.api.train import Divergence, Train, TrainMethod
 
 _OF_DIVERGENCE = {
     "beta": (Divergence.JSD,),
+    "beta_schedule": (Divergence.JSD,),
     "skew": (Divergence.Skew, Divergence.ReverseSkew),
     "a": (Divergence.AlphaBeta,),
     "b": (Divergence.AlphaBeta,),

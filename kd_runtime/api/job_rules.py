@@ -12,7 +12,7 @@ from kd_runtime.api.job import DistillationJob, DistillationJobSpec
 from kd_runtime.api.outcome_stages import Gate, GateMetric, Measure
 from kd_runtime.api.stage import Stage
 from kd_runtime.api.teacher import Teacher
-from kd_runtime.api.train import Divergence, TrainMethod
+from kd_runtime.api.train import Divergence, Objective, TrainMethod
 from kd_runtime.api.wiring import DATASET, Wired, Wiring, evaluations, wire
 
 OF_DISTRIBUTION = frozenset({Measure.KL, Measure.Agreement})
@@ -129,20 +129,38 @@ def _distribution(place: _Place) -> Iterator[FieldError]:
             "has profile Label, which holds no distribution",
             "capture with profile Exact",
         )
-    elif train.objective.temperature not in source.capture.temperatures:
+        return
+    known, objective = source.capture.temperatures, train.objective
+    for field, temperature in _temperatures(objective).items():
+        if temperature not in known:
+            yield FieldError(
+                f"{place.path}.train.objective.{field}",
+                temperature,
+                f"is not among the temperatures of {source.name}",
+                f"add it to capture.temperatures, or use one of {', '.join(map(str, known))}",
+            )
+    if objective.entropy_weighting and not (source.capture.entropy or source.capture.profile is Profile.Unbiased):
         yield FieldError(
-            f"{place.path}.train.objective.temperature",
-            train.objective.temperature,
-            f"is not among the temperatures of {source.name}",
-            f"add it to capture.temperatures, or use one of {', '.join(map(str, source.capture.temperatures))}",
+            f"{place.path}.train.objective.entropyWeighting",
+            objective.entropy_weighting.value,
+            f"needs the teacher's entropy, which {source.name} does not store",
+            "set capture.entropy: true",
         )
-    elif source.capture.profile is Profile.Unbiased and train.objective.divergence is not Divergence.ForwardKL:
+    if source.capture.profile is Profile.Unbiased and train.objective.divergence is not Divergence.ForwardKL:
         yield FieldError(
             f"{place.path}.train.objective.divergence",
             train.objective.divergence.value,
             f"is biased on the draws of {source.name} (profile Unbiased)",
             "use ForwardKL, or capture with profile Exact or Compact",
         )
+
+
+def _temperatures(objective: Objective) -> dict[str, float]:
+    """The temperatures that training uses, by field."""
+    ramp = objective.temperature_schedule
+    if ramp is None:
+        return {"temperature": objective.temperature}
+    return {"temperatureSchedule.start": ramp.start, "temperatureSchedule.end": ramp.end}
 
 
 def _batch(place: _Place) -> Iterator[FieldError]:

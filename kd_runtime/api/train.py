@@ -81,6 +81,22 @@ class Tracker(StrEnum):
     MLflow = "MLflow"
 
 
+class EntropyWeighting(StrEnum):
+    """Which positions the divergence counts more."""
+
+    Confident = "Confident"
+    Uncertain = "Uncertain"
+
+
+class Ramp(Model):
+    """A number that changes linearly from the first optimiser step to the last."""
+
+    start: Annotated[float, Field(ge=0, le=100), Keyed]
+    """Its value at the first step."""
+    end: Annotated[float, Field(ge=0, le=100), Keyed]
+    """Its value at the last step."""
+
+
 class Objective(Model):
     """The distillation loss: alpha * divergence + (1 - alpha) * cross-entropy."""
 
@@ -95,6 +111,26 @@ class Objective(Model):
             "a and b are both 0, which is no divergence; raise one",
             "b",
         ),
+        at_most_one("alpha", "alphaSchedule"),
+        at_most_one("beta", "betaSchedule"),
+        at_most_one("temperature", "temperatureSchedule"),
+        Rule(
+            "!has(self.alphaSchedule) || (self.alphaSchedule.start <= 1.0 && self.alphaSchedule.end <= 1.0)",
+            "alpha is at most 1; lower start or end",
+            "alphaSchedule",
+        ),
+        Rule(
+            "!has(self.betaSchedule) || (0.0 < self.betaSchedule.start && self.betaSchedule.start < 1.0"
+            " && 0.0 < self.betaSchedule.end && self.betaSchedule.end < 1.0)",
+            "beta is between 0 and 1, where JSD vanishes; change start or end",
+            "betaSchedule",
+        ),
+    )
+
+    exclusive: ClassVar[tuple[tuple[str, ...], ...]] = (
+        ("alpha", "alpha_schedule"),
+        ("beta", "beta_schedule"),
+        ("temperature", "temperature_schedule"),
     )
 
     divergence: Annotated[Divergence, Keyed] = Divergence.ForwardKL
@@ -119,6 +155,14 @@ class Objective(Model):
         Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][-._A-Za-z0-9]*$")] | None, Keyed
     ] = None
     """Custom: name of an entry point of group kubedistill.divergences; give changed code another name."""
+    alpha_schedule: Ramp | None = None
+    """Instead of alpha: one that changes from step to step."""
+    beta_schedule: Ramp | None = None
+    """Instead of beta."""
+    temperature_schedule: Ramp | None = None
+    """Instead of temperature; each step takes the captured temperature that is nearest."""
+    entropy_weighting: Annotated[EntropyWeighting | None, Keyed] = None
+    """Weighs each position's divergence by the teacher's entropy H: Confident by exp(-H), Uncertain by 1 - exp(-H)."""
 
 
 class Optimizer(Model):

@@ -99,7 +99,7 @@ def export(
 ) -> None:
     """Join shards into files of 128 to 256 MiB, for another machine or tool."""
     from kd_runtime.local.tables import size
-    from kd_runtime.logits.exchange import export as join
+    from kd_runtime.logits.packs import export as join
 
     for path in join(_shards(files), to):
         print(f"{path}  {size(path.stat().st_size)}")

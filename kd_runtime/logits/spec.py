@@ -89,6 +89,11 @@ class ShardSpec:
         """b: how many bits of a token id lie beside its low 16; the smallest of 0, 1, 2, 4, 8 that will do."""
         return next(bits for bits in (0, 1, 2, 4, 8) if self.vocab <= 1 << (16 + bits))
 
+    @property
+    def known_temperatures(self) -> tuple[float, ...]:
+        """Where targets can be had, ascending; of profile Unbiased, where it has draws."""
+        return (self.own_temperature,) if self.profile == "Unbiased" else tuple(sorted((1.0, *self.temperatures)))
+
     def planes(self) -> tuple[Plane, ...]:
         """The planes of a shard, in the order of the format's description."""
         return (

@@ -13,7 +13,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -75,6 +75,11 @@ class SparseKDHead(nn.Module):
         self.divergence = divergence
         function = divergence_named(divergence, parameters)
         self.settings = Settings(function, vocab, _positive(temperature), softcap)
+
+    def adjust(self, *, temperature: float, parameters: Parameters) -> None:
+        """Change temperature and parameters from the next forward pass on; SettingsError where they are impossible."""
+        function = divergence_named(self.divergence, parameters)
+        self.settings = replace(self.settings, divergence=function, temperature=_positive(temperature))
 
     def forward(
         self,

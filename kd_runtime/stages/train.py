@@ -16,6 +16,7 @@ from kd_runtime.api.job import PreflightMode, Train, TrainMethod
 from kd_runtime.artifacts.manifest import Manifest
 from kd_runtime.artifacts.rejects import read_rejects
 from kd_runtime.artifacts.rows import rows_of
+from kd_runtime.logits.packs import packed
 from kd_runtime.logits.reader import LogitsReader
 from kd_runtime.logits.spec import ShardSpec
 from kd_runtime.models.loading import copy_companions
@@ -27,9 +28,6 @@ from kd_runtime.training.gang import Gang, GangError, Placement
 from kd_runtime.training.selection import RowFacts, Selection, select
 from kd_runtime.training.signs import Sign
 from kd_runtime.training.task import MicroBatchBound, RankTask, StoreAddress, zero_stage
-
-SEMANTICS = 1
-"""Raised when equal settings give another student."""
 
 AUTO_TOKENS_CPU = 1024
 """Tokens of a forward pass that Auto takes on CPUs: larger ones are no faster there, and need more memory."""
@@ -141,7 +139,8 @@ def _logits(ctx: StageContext) -> tuple[tuple[Path, ...], ShardSpec]:
     if not spec.k:
         raise DataError("logits: profile Label holds no teacher's head, which KD needs; capture with profile Exact")
     refs = logits.select("logits/")
-    return tuple(ctx.cache.file(ctx.store, ref) for ref in refs), spec
+    shards = [ctx.cache.file(ctx.store, ref) for ref in refs]
+    return tuple(packed(shards, ctx.work / "logits")), spec
 
 
 def _keeps_truncated(ctx: StageContext) -> bool:

@@ -7,6 +7,7 @@ import os
 import torch
 import torch.distributed as dist
 
+from kd_runtime.api.failures import SettingsError
 from kd_runtime.artifacts.rows import RowsReader
 from kd_runtime.logits.reader import LogitsReader
 from kd_runtime.logits.spec import ShardSpec
@@ -28,6 +29,8 @@ def assemble(task: RankTask) -> Trainer:
         student = build_student(task.model, task.train, task.vocabulary, trust_remote_code=task.trust_remote_code)
     spec = ShardSpec.of_metadata(task.logits_spec) if task.logits_spec else None
     student.draws = spec.m if spec else 0
+    if task.train.objective.entropy_weighting and spec and not spec.entropy:
+        raise SettingsError("objective.entropyWeighting: the logits hold no entropy; set capture.entropy: true")
     engine = start_engine(student, task.train, config)
     # The parent has verified every byte; an index of its own a rank costs 24 bytes a row in a file.
     logits = LogitsReader(task.logits, spec, verify=False, folder=task.out) if spec else None
@@ -44,11 +47,11 @@ def assemble(task: RankTask) -> Trainer:
             selection.has_targets,
             train.max_length,
             train.shuffle_window_blocks + 1,
-            train.objective.temperature,
         ),
         rule=MicroBatchRule(task.micro_batch.rows, task.micro_batch.tokens),
         lengths=selection.lengths,
         head_entries=spec.k + spec.m if spec else 0,
+        temperatures=spec.known_temperatures if spec else (1.0,),
         place=place(),
     )
 

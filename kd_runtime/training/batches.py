@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from kd_runtime.api.train import EntropyWeighting
 from kd_runtime.training.examples import Example
 from kd_runtime.training.order import deal
 
@@ -92,6 +93,8 @@ class MicroBatch:
     tail_lp: Tensor | None
     entropy: Tensor | None
     """[P] float32: the teacher's, where every row with logits has it."""
+    kd_weights: Tensor | None
+    """[P] float32: how much each position's divergence counts, 0 without logits; None: all alike."""
     kd_mask: Tensor
     """[P] bool: positions with a teacher's distribution."""
     ce_mask: Tensor
@@ -100,25 +103,30 @@ class MicroBatch:
     """Real tokens: neither padding nor filler."""
 
     def to(self, device: torch.device) -> MicroBatch:
-        """The same on ``device``."""
-        if device.type == "cpu":
-            return self
-        moved: dict[str, Any] = {
-            f.name: value.to(device, non_blocking=True)
-            for f in fields(self)
-            if isinstance(value := getattr(self, f.name), Tensor)
+        """The same on ``device``; from pinned memory the copies run beside what the device computes."""
+        return self if device.type == "cpu" else self._each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pinned(self) -> MicroBatch:
+        """The same in page-locked memory."""
+        return self._each(Tensor.pin_memory)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> MicroBatch:
+        tensors: dict[str, Any] = {
+            f.name: change(value) for f in fields(self) if isinstance(value := getattr(self, f.name), Tensor)
         }
-        return replace(self, **moved)
+        return replace(self, **tensors)
 
 
-def collate(examples: Sequence[Example], *, packing: bool, head_entries: int) -> MicroBatch:
-    """Tensors of one micro-batch; ``head_entries`` is K, 0 without logits.
+def collate(
+    examples: Sequence[Example], *, packing: bool, head_entries: int, weighting: EntropyWeighting | None = None
+) -> MicroBatch:
+    """Tensors of one micro-batch; ``head_entries`` is K, 0 without logits; ``weighting`` needs the teacher's entropy.
 
     No example at all gives a filler of two tokens whose one position counts for nothing.
     """
     if not examples:
         filler = Example("", np.zeros(2, np.int64), np.ones(1, np.int64))
-        batch = collate([filler], packing=packing, head_entries=head_entries)
+        batch = collate([filler], packing=packing, head_entries=head_entries, weighting=weighting)
         return replace(batch, ce_mask=torch.zeros_like(batch.ce_mask), tokens=0)
     lengths = [len(e.input_ids) for e in examples]
     lay_out = _packed if packing else _padded
@@ -127,6 +135,8 @@ def collate(examples: Sequence[Example], *, packing: bool, head_entries: int) ->
     top_ids, top_lp, tail_lp = _heads(examples, head_entries) if head_entries else (None, None, None)
     labels = np.concatenate([e.input_ids[e.positions] for e in examples])
     sources = np.concatenate([e.positions - 1 + start for e, start in zip(examples, starts, strict=True)])
+    kd_mask = torch.from_numpy(has_head) & bool(head_entries)
+    entropy = _entropy(examples)
     row_of = np.repeat(np.arange(len(examples)), [len(e.positions) for e in examples])
     return MicroBatch(
         input_ids=input_ids,
@@ -139,8 +149,9 @@ def collate(examples: Sequence[Example], *, packing: bool, head_entries: int) ->
         top_ids=top_ids,
         top_lp=top_lp,
         tail_lp=tail_lp,
-        entropy=_entropy(examples),
-        kd_mask=torch.from_numpy(has_head) & bool(head_entries),
+        entropy=entropy,
+        kd_weights=None if weighting is None else _weights(entropy, kd_mask, weighting),
+        kd_mask=kd_mask,
         ce_mask=torch.ones(len(labels), dtype=torch.bool),
         tokens=sum(lengths),
     )
@@ -169,6 +180,14 @@ def _entropy(examples: Sequence[Example]) -> Tensor | None:
         return None
     parts = [np.zeros(len(e.positions), np.float32) if e.entropy is None else e.entropy for e in examples]
     return torch.from_numpy(np.concatenate(parts))
+
+
+def _weights(entropy: Tensor | None, kd_mask: Tensor, weighting: EntropyWeighting) -> Tensor:
+    """[P]: exp(-H) or 1 - exp(-H) of the teacher's entropy H in nats; 0 at positions without logits."""
+    if entropy is None:
+        return torch.zeros(len(kd_mask))
+    weights = torch.exp(-entropy) if weighting is EntropyWeighting.Confident else -torch.expm1(-entropy)
+    return torch.where(kd_mask, weights, 0.0)
 
 
 def _heads(examples: Sequence[Example], entries: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -75,8 +75,7 @@ def example_of(row: Row, targets: RowTargets | None, max_length: int) -> Example
 class ExampleSource:
     """Reads examples by their index in the rows artifact.
 
-    Blocks of 256 rows are kept as long as the shuffle window needs them, so memory grows with the window alone. The
-    teacher's targets are those at ``temperature``.
+    Blocks of 256 rows are kept as long as the shuffle window needs them, so memory grows with the window alone.
     """
 
     def __init__(
@@ -86,23 +85,21 @@ class ExampleSource:
         has_targets: npt.NDArray[np.bool_],
         max_length: int,
         blocks: int,
-        temperature: float = 1.0,
     ):
         self._rows, self._targets, self._has_targets = rows, targets, has_targets
         self._max_length = max_length
-        self._temperature = temperature
         self._block_limit = blocks
         self._blocks: OrderedDict[int, Sequence[Row]] = OrderedDict()
 
-    def examples(self, indices: npt.NDArray[np.int64]) -> list[Example]:
-        """The examples at ``indices``, in that order."""
-        return [self._example(int(index)) for index in indices]
+    def examples(self, indices: npt.NDArray[np.int64], temperature: float = 1.0) -> list[Example]:
+        """The examples at ``indices``, in that order, with the teacher's targets at ``temperature``."""
+        return [self._example(int(index), temperature) for index in indices]
 
-    def _example(self, index: int) -> Example:
+    def _example(self, index: int, temperature: float) -> Example:
         row = self._block(index // BLOCK_ROWS)[index % BLOCK_ROWS]
         targets = None
         if self._targets is not None and self._has_targets[index]:
-            targets = self._targets.get(row.key, self._temperature).with_draws()
+            targets = self._targets.get(row.key, temperature).with_draws()
         return example_of(row, targets, self._max_length)
 
     def _block(self, number: int) -> Sequence[Row]:

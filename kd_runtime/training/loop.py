@@ -5,19 +5,21 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from kd_runtime.api.failures import SettingsError
-from kd_runtime.api.job import Train, TrainMethod
+from kd_runtime.api.job import Objective, Train, TrainMethod
 from kd_runtime.training.batches import MicroBatch, MicroBatchRule, collate, share_out
 from kd_runtime.training.examples import ExampleSource
 from kd_runtime.training.order import Batch, TrainingOrder, splitmix64
-from kd_runtime.training.schedule import learning_rate
-from kd_runtime.training.student import SUMS, Student
+from kd_runtime.training.prefetch import Prefetcher
+from kd_runtime.training.schedule import Moment, learning_rate, moment
+from kd_runtime.training.student import SUMS, Student, parameters_of
 from kd_runtime.training.task import zero_stage
 
 
@@ -44,7 +46,9 @@ class StepTotals:
     """Of one step, over all ranks, known before its first backward pass."""
 
     kd: int
-    """Positions with a teacher's distribution: N_kd."""
+    """Positions with a teacher's distribution."""
+    kd_weight: float
+    """N_kd: as many, or the sum of their weights where entropy weighs them."""
     ce: int
     """Positions with a label: N_ce."""
     tokens: int
@@ -75,14 +79,17 @@ class Trainer:
     head_entries: int
     """K, with the draws of profile Unbiased; 0 without logits."""
     place: Place
+    temperatures: tuple[float, ...] = (1.0,)
+    """Where the logits' targets can be had."""
     seconds: dict[str, float] = field(
         default_factory=lambda: dict.fromkeys(("data", "forward", "backward", "step"), 0.0)
     )
 
-    @property
-    def alpha(self) -> float:
-        """Weight of the divergence; SFT is cross-entropy alone."""
-        return self.train.objective.alpha if self.train.method is TrainMethod.KD else 0.0
+    def moment(self, number: int) -> Moment:
+        """The objective at a step; SFT is cross-entropy alone."""
+        if self.train.method is not TrainMethod.KD:
+            return Moment(0.0, 1.0, self.train.objective.beta)
+        return moment(self.train.objective, number, self.order.steps, self.temperatures)
 
     def step(self, number: int, wishes: Wishes) -> StepOutcome:
         """Take optimizer step ``number`` (from 0).
@@ -91,17 +98,20 @@ class Trainer:
             SettingsError: the loss is no finite number any more.
         """
         clock = _Clock(self.seconds)
-        batch = self.order.batch(number)
-        micro_batches = self.micro_batches(batch)
+        batch, prepared = self.prefetcher.get(number)
+        micro_batches = [each.to(self.place.device) for each in prepared]
         totals = self._totals(micro_batches, wishes)
         self._seed(number)
         clock.lap("data")
-        sums = self._accumulate(micro_batches, totals, clock)
+        now = self.moment(number)
+        parameters = replace(parameters_of(self.train.objective), beta=now.beta)
+        self.student.head.adjust(temperature=now.temperature, parameters=parameters)
+        sums = self._accumulate(micro_batches, totals, now.alpha, clock)
         rate = self._learning_rate(number)
         norm = self._update(rate)
         sums = self._reduce(sums)
         clock.lap("step")
-        record = self._record(batch, totals, sums, rate, norm)
+        record = self._record(batch, totals, sums, now, rate, norm)
         if not math.isfinite(record["loss"]):
             raise SettingsError(
                 f"train: the loss became {record['loss']} at step {number + 1} of {self.order.steps}; lower "
@@ -109,33 +119,47 @@ class Trainer:
             )
         return StepOutcome(record, totals)
 
-    def micro_batches(self, batch: Batch) -> list[MicroBatch]:
-        """This rank's micro-batches of a step."""
-        shares = share_out(self.lengths[batch.rows], self.place.world, self.rule, self.train.packing)
-        return [self.collated(batch.rows[share]) for share in shares[self.place.rank]]
+    @cached_property
+    def prefetcher(self) -> Prefetcher[tuple[Batch, list[MicroBatch]]]:
+        """Prepares steps, one ahead."""
+        return Prefetcher(self._prepared, self.order.steps)
 
-    def collated(self, rows: Any) -> MicroBatch:
-        """One micro-batch of the rows at these indices, on the device."""
-        examples = self.source.examples(rows)
-        return collate(examples, packing=self.train.packing, head_entries=self.head_entries).to(self.place.device)
+    def _prepared(self, number: int) -> tuple[Batch, list[MicroBatch]]:
+        """A step's rows, and this rank's micro-batches of them, in host memory."""
+        batch = self.order.batch(number)
+        shares = share_out(self.lengths[batch.rows], self.place.world, self.rule, self.train.packing)
+        temperature = self.moment(number).temperature
+        mine = [self._gathered(batch.rows[share], temperature) for share in shares[self.place.rank]]
+        return batch, [each.pinned() for each in mine] if self.place.device.type == "cuda" else mine
+
+    def _gathered(self, rows: Any, temperature: float) -> MicroBatch:
+        return collate(
+            self.source.examples(rows, temperature),
+            packing=self.train.packing,
+            head_entries=self.head_entries,
+            weighting=self.train.objective.entropy_weighting if self.train.method is TrainMethod.KD else None,
+        )
 
     def _totals(self, micro_batches: Sequence[MicroBatch], wishes: Wishes) -> StepTotals:
         """Sum the counts that normalise the loss, and the wishes, over all ranks: one small vector."""
-        mine = [
+        mine: list[float] = [
             sum(int(b.kd_mask.sum()) for b in micro_batches),
+            sum(float((b.kd_mask if b.kd_weights is None else b.kd_weights).double().sum()) for b in micro_batches),
             sum(int(b.ce_mask.sum()) for b in micro_batches),
             sum(b.tokens for b in micro_batches),
             int(wishes.drain),
             int(wishes.checkpoint),
         ]
-        kd, ce, tokens, drain, checkpoint = (int(x) for x in self._reduce(torch.tensor(mine, dtype=torch.float64)))
-        return StepTotals(kd, ce, tokens, drain > 0, checkpoint > 0)
+        kd, weight, ce, tokens, drain, checkpoint = self._reduce(torch.tensor(mine, dtype=torch.float64)).tolist()
+        return StepTotals(int(kd), weight, int(ce), int(tokens), drain > 0, checkpoint > 0)
 
-    def _accumulate(self, micro_batches: Sequence[MicroBatch], totals: StepTotals, clock: _Clock) -> torch.Tensor:
+    def _accumulate(
+        self, micro_batches: Sequence[MicroBatch], totals: StepTotals, alpha: float, clock: _Clock
+    ) -> torch.Tensor:
         """Forward and backward of all micro-batches; the sums that the log needs."""
         world, sums = self.place.world, torch.zeros(len(SUMS), dtype=torch.float64)
-        kd_weight = world * self.alpha / totals.kd if totals.kd else 0.0
-        ce_weight = world * (1 - self.alpha) / totals.ce if totals.ce else 0.0
+        kd_weight = world * alpha / totals.kd_weight if totals.kd_weight else 0.0
+        ce_weight = world * (1 - alpha) / totals.ce if totals.ce else 0.0
         for index, batch in enumerate(micro_batches):
             self.engine.set_gradient_accumulation_boundary(index == len(micro_batches) - 1)
             loss, part = self.engine(batch, kd_weight, ce_weight)
@@ -178,10 +202,11 @@ class Trainer:
         return learning_rate(number, self.order.steps, optimizer.learning_rate, schedule.name, schedule.warmup_ratio)
 
     def _record(
-        self, batch: Batch, totals: StepTotals, sums: torch.Tensor, rate: float, norm: float
+        self, batch: Batch, totals: StepTotals, sums: torch.Tensor, now: Moment, rate: float, norm: float
     ) -> dict[str, float | int]:
         named = dict(zip(SUMS, sums.tolist(), strict=True))
-        kd, ce = named["kd"] / max(totals.kd, 1), named["ce"] / max(totals.ce, 1)
+        ce = named["ce"] / max(totals.ce, 1)
+        weighted = named["kd_weighted"] / totals.kd_weight if totals.kd_weight else 0.0
         record: dict[str, float | int] = {
             "step": batch.step + 1,
             "epoch": batch.epoch,
@@ -190,20 +215,26 @@ class Trainer:
             "kd_positions": totals.kd,
             "ce_positions": totals.ce,
             "ce": ce,
-            "loss": self.alpha * kd + (1 - self.alpha) * ce,
+            "loss": now.alpha * weighted + (1 - now.alpha) * ce,
             "lr": rate,
             "grad_norm": norm,
             "student_entropy": named["student_entropy"] / max(named["positions"], 1),
         }
         if totals.kd:
             record |= {
-                "kd": kd,
+                "kd": named["kd"] / totals.kd,
                 "head_mass_teacher": named["teacher_head_mass"] / totals.kd,
                 "head_mass_student": named["student_head_mass"] / totals.kd,
                 "agreement": named["top1_agree"] / totals.kd,
                 "overlap": named["topk_overlap"] / totals.kd,
             }
-        return record
+        return record | _scheduled(self.train.objective, now)
+
+
+def _scheduled(objective: Objective, now: Moment) -> dict[str, float]:
+    """What of the objective has a schedule, for the log."""
+    names = ("alpha", "beta", "temperature")
+    return {name: getattr(now, name) for name in names if getattr(objective, f"{name}_schedule") is not None}
 
 
 @dataclass

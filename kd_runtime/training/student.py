@@ -18,7 +18,7 @@ from kd_runtime.models.loading import load_causal_lm
 from kd_runtime.training import attention
 from kd_runtime.training.batches import MicroBatch
 
-SUMS = ("kd", "ce", "kd_count", "ce_count", "positions", *STATS[2:])
+SUMS = ("kd", "kd_weighted", "ce", "kd_count", "ce_count", "positions", *STATS[2:])
 """What a micro-batch's forward pass returns sums of, in this order."""
 
 DTYPES = {Precision.fp32: torch.float32, Precision.bf16: torch.bfloat16}
@@ -48,6 +48,7 @@ class Student(nn.Module):
 
     def forward(self, batch: MicroBatch, kd_weight: float, ce_weight: float) -> tuple[Tensor, Tensor]:
         """The loss of one micro-batch, and `SUMS` of it [len(SUMS)] float64."""
+        weights = batch.kd_weights
         loss, sums = self.head(
             self.hidden(batch),
             batch.label_ids,
@@ -56,12 +57,13 @@ class Student(nn.Module):
             batch.tail_lp,
             batch.kd_mask,
             batch.ce_mask,
-            kd_weight=kd_weight,
+            kd_weight=kd_weight if weights is None else kd_weight * weights,
             ce_weight=ce_weight,
+            per_position=weights is not None,
             entropy=batch.entropy if self.draws else None,
             draws=self.draws,
         )
-        return loss, stacked(sums)
+        return loss, stacked(sums, weights)
 
     def hidden(self, batch: MicroBatch) -> Tensor:
         """Hidden states [P, H] that the batch's targets pair with."""
@@ -81,9 +83,19 @@ class Student(nn.Module):
         attention.check_isolation(self.backbone, extra, self.head.settings.vocab, device)
 
 
-def stacked(sums: LossSums) -> Tensor:
-    """`SUMS` of a `LossSums`, as one tensor."""
-    named = {"kd": sums.kd, "ce": sums.ce, "kd_count": sums.kd_count, "ce_count": sums.ce_count, **sums.stats}
+def stacked(sums: LossSums, weights: Tensor | None) -> Tensor:
+    """`SUMS` of a `LossSums`, as one tensor; ``weights`` [P] are those of the positions' divergences."""
+    weighted = sums.kd
+    if weights is not None and sums.positions is not None:
+        weighted = torch.where(weights > 0, weights * sums.positions["kd"], 0).sum(dtype=torch.float64)
+    named = {
+        "kd": sums.kd,
+        "kd_weighted": weighted,
+        "ce": sums.ce,
+        "kd_count": sums.kd_count,
+        "ce_count": sums.ce_count,
+    }
+    named |= sums.stats
     return torch.stack([named[name].double() for name in SUMS])
 
 

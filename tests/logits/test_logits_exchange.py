@@ -20,7 +20,9 @@ from kd_runtime.api.failures import DataError
 from kd_runtime.artifacts.rows import Parent, Row, RowsWriter, row_key
 from kd_runtime.cli.logits import app
 from kd_runtime.logits.distillkit import Compression, logprobs, unpacked
-from kd_runtime.logits.exchange import export, groups, import_distillkit, import_easydistill
+from kd_runtime.logits.exchange import import_distillkit, import_easydistill
+from kd_runtime.logits.packs import export, groups
+from kd_runtime.logits.packs import packed as pack
 from kd_runtime.logits.reader import LogitsReader
 from kd_runtime.logits.shard import open_shard, verify_shard, write_shard
 from kd_runtime.logits.spec import ShardSpec
@@ -69,6 +71,14 @@ def test_export_wants_an_empty_folder_and_sound_shards(tmp_path: Path) -> None:
         export(paths, tmp_path / "out")
     with pytest.raises(DataError, match="no shards to export"):
         export([], tmp_path / "other")
+
+
+def test_few_shards_are_read_as_they_are_and_many_are_packed(tmp_path: Path) -> None:
+    paths = shards(tmp_path / "units", 5)
+    assert pack(paths, tmp_path / "packs", few=5) == paths
+    assert not (tmp_path / "packs").exists()
+    (one,) = pack(paths, tmp_path / "packs", few=4)
+    assert list(LogitsReader([one], SPEC).keys()) == list(LogitsReader(paths, SPEC).keys())
 
 
 @given(sizes=st.lists(st.integers(1, 300), max_size=40))

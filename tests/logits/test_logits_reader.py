@@ -90,41 +90,48 @@ def test_profile_label_has_no_head(tmp_path: Path) -> None:
 
 
 GROWTH = """
-import sys, numpy as np, psutil
+import sys, numpy as np
 from pathlib import Path
+from kd_runtime.logits.packs import packed
 from kd_runtime.logits.reader import LogitsReader
 from kd_runtime.logits.spec import ShardSpec
 
 def anonymous():
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("RssAnon")) * 1024
 
-spec = ShardSpec("Exact", 32, vocab=151_665)
-first = sorted(Path(sys.argv[1]).iterdir())[:1]
-LogitsReader(first, spec).get(next(LogitsReader(first, spec).keys()))
+spec = ShardSpec("Compact", 32, vocab=151_665)
+paths = sorted(Path(sys.argv[1]).iterdir())
+def read(paths, count):
+    reader = LogitsReader(paths, spec)
+    keys = np.frombuffer(b"".join(reader.keys()), np.uint8).reshape(-1, 16)
+    for at in np.random.default_rng(0).integers(0, len(keys), count):
+        reader.get(keys[at].tobytes())
+    return len(reader)
+read(paths[:1], 100)
 before = anonymous()
-reader = LogitsReader(sorted(Path(sys.argv[1]).iterdir()), spec)
-keys = list(np.random.default_rng(0).permutation(np.array([list(k) for k in reader.keys()], np.uint8)[:20000]))
-middle = anonymous()
-for key in keys[:4000]:
-    reader.get(key.tobytes())
-print(len(reader), anonymous() - before, middle - before)
+rows = read(packed(paths, Path(sys.argv[2])) if sys.argv[2] else paths, 4000)
+print(rows, anonymous() - before)
 """
 
 
 @pytest.mark.runtime
-def test_memory_does_not_grow_with_the_set(tmp_path: Path) -> None:
-    """RssAnon of a process that reads 4,000 rows at random, of sets of 1 and 50 units (4 and 200 MB)."""
-    spec = ShardSpec("Exact", 32, vocab=151_665)
+@pytest.mark.parametrize("packs", [False, True])
+def test_memory_is_flat_while_the_set_grows_a_hundredfold(packs: bool, tmp_path: Path) -> None:
+    """RssAnon of a process that reads 4,000 rows at random, of sets of 1 and of 100 units (25,600 rows)."""
+    spec = ShardSpec("Compact", 32, vocab=151_665)
+    unit = planes(spec, (120,) * 256)
     grown = {}
-    for units in (1, 50):
+    for units in (1, 100):
         folder = tmp_path / str(units)
+        folder.mkdir()
         for number in range(units):
-            folder.mkdir(exist_ok=True)
-            write_shard(folder / f"{number:03}.safetensors", planes(spec, (200,) * 256, seed=number), spec)
+            keys = np.random.default_rng(number).integers(0, 256, (256, 16)).astype(np.uint8)
+            write_shard(folder / f"{number:03}.safetensors", Planes(spec, {**unit.arrays, "key": keys}), spec)
+        target = str(tmp_path / f"packs-{units}") if packs else ""
         ran = subprocess.run(
-            [sys.executable, "-c", GROWTH, str(folder)], capture_output=True, text=True, check=True, timeout=300
+            [sys.executable, "-c", GROWTH, str(folder), target], capture_output=True, text=True, check=True, timeout=300
         )
-        rows, growth, _ = (int(n) for n in ran.stdout.split())
+        rows, grown[units] = (int(n) for n in ran.stdout.split())
         assert rows == 256 * units
-        grown[units] = growth
-    assert grown[50] - grown[1] < 8 << 20
+    print({units: f"{growth / 2**20:.1f} MiB" for units, growth in grown.items()})
+    assert grown[100] - grown[1] < 8 << 20

@@ -26,12 +26,18 @@ OTHER = {
     "engine": "Transformers", "dtype": "float16", "quantization": "GPTQ", "protocol": "KD", "format": "JSON", "lossOn": "All",
     "reasoning": "Strip", "mode": "Off", "by": "Uniform", "profile": "Label", "method": "SFT", "divergence": "JSD",
     "missingLogits": "CrossEntropy", "precision": "fp32", "offloadOptimizer": "CPU", "offloadParameters": "CPU",
+    "entropyWeighting": "Uncertain",
     "metric": "value", "of": "Agreement", "op": "AtMost", "onExceeded": "Fail", "operator": "Exists", "effect": "NoExecute",
     "microBatchSize": 2, "maxGPUHours": "7", "cpu": "2", "memory": "2Gi", "config": {"zero_allow_untested_optimizer": True},
     "stop": ["x", "y"], "betas": [0.8, 0.9], "targetModules": ["k_proj"], "temperatures": [2.0], "reportTo": ["WandB"],
     "nodeSelector": {"a": "c"}, "schedule.name": "Linear", "confidence": 0.8, "recipe": None, "baseURL": "http://other.example/v1",
 }  # fmt: skip
 """Another valid value of leaves whose type does not suggest one, by the end of their path."""
+OBJECTIVE = {
+    "function": "mine", "entropyWeighting": "Confident", "alphaSchedule": {"start": 1.0, "end": 0.5},
+    "betaSchedule": {"start": 0.25, "end": 0.5}, "temperatureSchedule": {"start": 4.0, "end": 1.0},
+}  # fmt: skip
+"""What an objective may hold; not all at once, which the plan does not mind."""
 SKIPPED = {
     "optimizer.name": "has one value",
     "runtimeRef.name": "the runtime's own settings are what is keyed",
@@ -89,7 +95,7 @@ def document(root: Path, teacher: dict[str, Any]) -> dict[str, Any]:
                 {
                     "name": "student", "inputs": {"rows": "answers", "logits": "logits", "model": "small"}, **common,
                     "train": {
-                        "method": "KD", "maxSteps": 5, "microBatchSize": "Auto", "reportTo": ["TensorBoard"],
+                        "method": "KD", "objective": OBJECTIVE, "maxSteps": 5, "microBatchSize": "Auto", "reportTo": ["TensorBoard"],
                         "lora": {"rank": 2, "alpha": 4, "dropout": 0.1, "targetModules": ["q_proj"]},
                         "deepspeed": {"config": {"prescale_gradients": True}},
                     },
