@@ -83,6 +83,20 @@ def run(
     return loss, sums
 
 
+def dense(hidden: Tensor, weight: nn.Parameter, targets: Stored, divergence: str, temperature: float = 1.0) -> Tensor:
+    """The loss of :func:`run` in float64 over whole distributions, but for a constant where there are draws."""
+    z = hidden.double() @ weight.double().t()
+    log_q = torch.log_softmax(z / temperature, 1)
+    ids = targets.ids.clamp(min=0)
+    if targets.draws:
+        t = torch.where(targets.ids >= 0, targets.lp.double().exp(), 0)
+        kd = -(t * log_q.gather(1, ids)).sum(1)
+    else:
+        log_p = torch.cat([targets.lp, targets.tail[:, None]], 1).double().clamp(min=-1e4)
+        kd = reference.divergence(divergence, PARAMETERS)(log_p, reference.bucketed(log_q, ids))
+    return 0.7 * temperature**2 * kd.sum() + 0.3 * reference.ce_loss(z, targets.labels).sum()
+
+
 @pytest.mark.parametrize("temperature", [1.0, 0.5, 2.0])
 @pytest.mark.parametrize(("divergence", "profile"), PAIRS)
 def test_gradients_are_those_of_a_float64_reference(divergence: str, profile: str, temperature: float) -> None:
@@ -92,21 +106,10 @@ def test_gradients_are_those_of_a_float64_reference(divergence: str, profile: st
     targets = stored(teacher_like(logits), spec_of(profile, 900, temperature), temperature)
     loss, _ = run(hidden, weight, targets, divergence, temperature)
     found = torch.autograd.grad(loss, [hidden, weight])
-    wide = [leaf.detach().double().requires_grad_() for leaf in (hidden, weight)]
-    z = wide[0] @ wide[1].t()
-    log_p = torch.cat([targets.lp, targets.tail[:, None]], 1).double().clamp(min=-1e4)
-    function = reference.divergence(divergence, PARAMETERS)
-    ids = targets.ids.clamp(min=0)
-    log_q = torch.log_softmax(z / temperature, 1)
-    if targets.draws:
-        t = torch.where(targets.ids >= 0, targets.lp.double().exp(), 0)
-        kd = temperature**2 * -(t * log_q.gather(1, ids)).sum(1)
-    else:
-        kd = temperature**2 * function(log_p, reference.bucketed(log_q, ids))
-    dense = 0.7 * kd.sum() + 0.3 * reference.ce_loss(z, targets.labels).sum()
-    for one, expected in zip(found, torch.autograd.grad(dense, wide), strict=True):
+    dense_loss = dense(hidden, weight, targets, divergence, temperature)
+    for one, expected in zip(found, torch.autograd.grad(dense_loss, [hidden, weight]), strict=True):
         bound = 3e-6 * float(expected.abs().max()) + 1e-6
-        torch.testing.assert_close(one.double(), expected, rtol=0, atol=bound)
+        torch.testing.assert_close(one, expected, rtol=0, atol=bound)
 
 
 @cache
@@ -201,3 +204,33 @@ def test_only_forward_kl_is_unbiased_on_draws() -> None:
     targets = stored(teacher_like(hidden @ weight.t()), spec_of("Unbiased", 100))
     with pytest.raises(SettingsError, match=r"objective\.divergence: ReverseKL is biased on draws .*use ForwardKL"):
         run(hidden, weight, targets, "ReverseKL")
+
+
+FULL, DISTINCT, COPIES = 151_936, 64, 64
+
+
+@cache
+def full_size(profile: str) -> tuple[Tensor, nn.Parameter, Stored]:
+    """64 positions over the whole vocabulary of Qwen."""
+    hidden, weight = student(DISTINCT, FULL, 32)
+    return hidden, weight, stored(teacher_like(hidden @ weight.t()), spec_of(profile, FULL, k=32))
+
+
+@pytest.mark.runtime
+@pytest.mark.parametrize(("divergence", "profile"), PAIRS)
+def test_gradients_at_full_size_are_those_of_a_float64_reference(divergence: str, profile: str) -> None:
+    """Vocabulary 151,936 and 4,096 positions: 64 distinct ones, 64 times over, so that the reference fits in memory."""
+    hidden, weight, targets = full_size(profile)
+    many = hidden.detach().repeat(COPIES, 1).requires_grad_()
+    tiled = Stored(
+        *(each.repeat(COPIES, *[1] * (each.dim() - 1)) for each in (targets.ids, targets.lp, targets.tail)),
+        None if targets.entropy is None else targets.entropy.repeat(COPIES),
+        targets.draws,
+        targets.labels.repeat(COPIES),
+    )
+    found = torch.autograd.grad(run(many, weight, tiled, divergence)[0], [many, weight])
+    expected = torch.autograd.grad(dense(hidden, weight, targets, divergence), [hidden, weight])
+    assert len(found[0]) == 4096
+    for one, other in ((found[0].view(COPIES, DISTINCT, -1), expected[0]), (found[1] / COPIES, expected[1])):
+        bound = 1e-5 * float(other.abs().max())
+        assert float((one - other).abs().max()) <= bound
