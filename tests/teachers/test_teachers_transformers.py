@@ -116,7 +116,9 @@ class TestEngine:
     def test_only_scored_positions_are_answered(self, engine: TransformersEngine) -> None:
         ids = engine.render(SKY)
         whole, part = engine.score(row(ids), exact(4, 512)), engine.score(row(ids, first=9), exact(4, 512))
-        assert np.abs(whole.top_lp[8:] - part.top_lp).max() < 1e-6
+        assert (
+            np.abs(whole.top_lp[8:] - part.top_lp).max() < 1e-5
+        )  # two units in the last place at a logprob of -9: other rows of the matrix, other rounding
 
     def test_padded_ids_are_not_part_of_the_distribution(self, engine: TransformersEngine) -> None:
         got = engine.score(row([1, 2, 3]), exact(200, 200))
