@@ -1,0 +1,149 @@
+"""Killed anywhere, any number of times, typed again: the same student, nothing committed twice, no process left.
+
+KD_SOAK_KILLS says how many kills (`make soak` takes hundreds).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+from manifests import job, tiny_train
+
+from kd_runtime.planning.digests import file_sha256
+
+pytestmark = [pytest.mark.runtime, pytest.mark.timeout(6 * 3600)]
+KILLS = int(os.environ.get("KD_SOAK_KILLS", "20"))
+KINDS = {"rank": "training.rank", "teacher": "teacher serve", "stage": "stage run", "run": "main run"}
+"""Kinds of process, by what their command lines hold; the first that fits counts."""
+GONE_SECONDS = 30
+RUN_SECONDS = 600
+
+
+class Run:
+    """A job in a folder with a store of its own; `kd run` of it, typed any number of times."""
+
+    def __init__(self, root: Path, models: Path):
+        self.root = root
+        root.mkdir()
+        words = ("red", "blue", "green", "black", "white", "brown")
+        rows = [{"instruction": f"Say {a} and {b}."} for a in words for b in words]
+        (root / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        train = tiny_train(epochs=2, checkpoint={"everySteps": 3})
+        stages = [
+            {
+                "name": "answers",
+                "generate": {"sampling": {"temperature": 0.8, "maxTokens": 16, "seed": 3}, "keepTruncated": True},
+            },
+            {"name": "logits", "capture": {"topK": 8}},
+            {"name": "student", "resources": {"nodes": 2}, "train": train},
+            {"name": "exam", "evaluate": {"suites": [{"name": "HeldOut", "maxTokens": 8}]}},
+            {"name": "release", "publish": {"targets": [{"uri": f"file://{root}/out/"}], "requireGates": False}},
+        ]
+        policy = {"backoffLimit": 3, "backoff": {"baseSeconds": 1, "maxSeconds": 1}}
+        document = job(stages, models, root / "data.jsonl", f"file://{root}/store/", failurePolicy=policy)
+        (root / "job.yaml").write_text(yaml.safe_dump(document))
+
+    def start(self) -> psutil.Popen:
+        command = [sys.executable, "-m", "kd_runtime.cli.main", "run", str(self.root / "job.yaml")]
+        with (self.root / "run.log").open("ab") as log:
+            return psutil.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": "1"}
+            )
+
+    def student(self) -> str:
+        """sha256 of the published weights."""
+        pointer = json.loads((self.root / "out" / "kd.json").read_text())
+        return file_sha256(self.root / "out" / pointer["path"] / "model.safetensors")
+
+    def asked_twice(self) -> list[str]:
+        """Pairs that more than one commit holds."""
+        seen: Counter[str] = Counter()
+        for commit in (self.root / "store" / "answers").glob("*/*.json"):
+            pairs = json.loads(commit.read_text()).get("done", [])
+            seen.update(f"{commit.parent.name} {json.dumps(pair)}" for pair in pairs)
+        return [pair for pair, times in seen.items() if times > 1]
+
+    def text(self) -> str:
+        return (self.root / "run.log").read_text()[-3000:]
+
+
+def kind_of(process: psutil.Process) -> str | None:
+    """Which of our kinds a process is; None for what is none of them, or gone."""
+    try:
+        line = " ".join(process.cmdline())
+    except psutil.Error:
+        return None
+    return next((kind for kind, part in KINDS.items() if part in line), None)
+
+
+def family(root: psutil.Popen) -> list[psutil.Process]:
+    """The process and all its descendants that live."""
+    try:
+        return [psutil.Process(root.pid), *root.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def strike(root: psutil.Popen, hits: Counter[str], chance: random.Random) -> None:
+    """Kill -9 one process of the kind that was hit least; where that is `kd run`, all others must end by themselves."""
+    members = [(kind, p) for p in family(root) if (kind := kind_of(p)) is not None]
+    if not members:
+        return
+    least = min(hits[kind] for kind, _ in members)
+    kind, victim = chance.choice([(k, p) for k, p in members if hits[k] == least])
+    others = [p for _, p in members if p.pid != victim.pid]
+    hits[kind] += 1
+    victim.send_signal(signal.SIGKILL)
+    if victim.pid == root.pid:
+        root.wait()
+        _, alive = psutil.wait_procs(others, timeout=GONE_SECONDS)
+        assert not alive, f"outlived `kd run`: {[p.cmdline() for p in alive]}"
+
+
+def ended(root: psutil.Popen, seconds: float) -> bool:
+    """True where the process ends within so long."""
+    limit = time.monotonic() + seconds
+    while time.monotonic() < limit:
+        if root.poll() is not None:
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def test_kills_at_random_change_nothing(tmp_path: Path, tiny_models: Path) -> None:
+    undisturbed = Run(tmp_path / "undisturbed", tiny_models)
+    started = time.monotonic()
+    assert undisturbed.start().wait(timeout=RUN_SECONDS) == 0, undisturbed.text()
+    length, wanted = time.monotonic() - started, undisturbed.student()
+
+    chance, hits, number = random.Random(0), Counter[str](), 0
+    run = Run(tmp_path / "disturbed-0", tiny_models)
+    process = run.start()
+    while hits.total() < KILLS:
+        if not ended(process, chance.uniform(0.5, length / 4)):
+            strike(process, hits, chance)
+            continue
+        if process.returncode == 0:  # it got to its end: another job, from nothing
+            assert run.student() == wanted, run.text()
+            assert run.asked_twice() == []
+            number += 1
+            run = Run(tmp_path / f"disturbed-{number}", tiny_models)
+        process = run.start()
+    for _ in range(3):
+        if process.wait(timeout=RUN_SECONDS) == 0:
+            break
+        process = run.start()
+    assert run.student() == wanted, run.text()
+    assert run.asked_twice() == []
+    assert set(hits) == set(KINDS), f"kinds that were hit: {dict(hits)}"
