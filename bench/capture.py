@@ -1,6 +1,6 @@
 """Rate of capture over HTTP against the same engine's own prompt_logprobs rate, in process, on the same ids (vLLM).
 
-python bench/capture.py [--model examples/.models/smollm2-135m-instruct] [--rows 16] [--tokens 256] [--k 32] [--rounds 4]
+python bench/capture.py [--model examples/.models/smollm2-135m-instruct] [--rows 32] [--tokens 256] [--k 32] [--rounds 4]
 
 Two processes hold the model with equal settings and take turns. In process: `LLM.generate` with `prompt_logprobs` and
 `flat_logprobs`, its fastest form. Over HTTP: the score route, 4 rows a request, up to planes that are read and checked.
@@ -142,7 +142,7 @@ def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
     """Options; those of `make bench` by default."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", type=Path, default=Path("examples/.models/smollm2-135m-instruct"))
-    for name, default in {"rows": 16, "tokens": 256, "k": 32, "rounds": ROUNDS}.items():
+    for name, default in {"rows": 32, "tokens": 256, "k": 32, "rounds": ROUNDS}.items():
         parser.add_argument(f"--{name}", type=int, default=default)
     return parser.parse_args(arguments)
 

@@ -1,6 +1,6 @@
 """All benchmarks; ends with 1, naming each goal that is missed.
 
-python bench/run.py [loss] [loss-bf16] [logits] [capture]      (default: all)
+python bench/run.py [logits] [loss] [loss-large] [loss-bf16] [capture]      (default: all)
 """
 
 from __future__ import annotations
@@ -19,8 +19,11 @@ def main() -> int:
     """Run those that are named, print the goals, say whether all are met."""
     suites = {
         "logits": lambda: logits.figures(logits.parsed([])),
-        "loss": lambda: loss.figures(loss.parsed([])),
-        "loss-bf16": lambda: loss.figures(loss.parsed(["--dtype", "bfloat16", "--vocabs", "49152"])),
+        "loss": lambda: loss.figures(loss.parsed(["--vocabs", "49152"])),
+        "loss-large": lambda: loss.figures(loss.parsed(["--vocabs", "151936", "--divergences", "ForwardKL"])),
+        "loss-bf16": lambda: loss.figures(
+            loss.parsed(["--dtype", "bfloat16", "--vocabs", "49152", "--divergences", "ForwardKL"])
+        ),
         "capture": lambda: capture.figures(capture.parsed([])),
     }
     print(machine())
