@@ -15,6 +15,7 @@ from kd_runtime.api.failures import SettingsError
 from kd_runtime.artifacts.rows import Row
 from kd_runtime.logits.targets import RowTargets
 from kd_runtime.losses.head import SparseKDHead
+from kd_runtime.models.logit_rules import LogitRules
 
 BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}
 """Tokens of one forward pass, padding counted."""
@@ -56,9 +57,9 @@ class Examiner:
             raise SettingsError(
                 f"model: its output head has {rows} tokens, the rows' tokenizer {vocabulary}; use its own tokenizer"
             )
-        scale, softcap = logit_rules(model.config)
+        rules = LogitRules.of(model.config)
         self._head = SparseKDHead(
-            embeddings, vocab=vocabulary, divergence="ForwardKL", logit_scale=scale, softcap=softcap
+            embeddings, vocab=vocabulary, divergence="ForwardKL", logit_scale=rules.scale, softcap=rules.softcap
         )
 
     @property
@@ -140,10 +141,3 @@ def batches(lengths: Sequence[int], limit: int) -> Iterator[list[int]]:
         count = max(1, limit // max(lengths[order[start]], 1))
         yield order[start : start + count]
         start += count
-
-
-def logit_rules(config: Any) -> tuple[float, float | None]:
-    """(scale, softcap) of logits = softcap * tanh(scale * h W^T / softcap): Cohere multiplies, Granite divides, Gemma caps."""
-    text = config.get_text_config()
-    scale = float(getattr(text, "logit_scale", None) or 1.0) / float(getattr(text, "logits_scaling", None) or 1.0)
-    return scale, getattr(text, "final_logit_softcapping", None)

@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 from rich.console import Console
 
-from kd_runtime.api.failures import GateError, KDError, SettingsError
+from kd_runtime.api.failures import GateError, SettingsError
 from kd_runtime.api.parse import warnings
 from kd_runtime.artifacts.cache import Cache
 from kd_runtime.artifacts.manifest import read_manifest
@@ -155,6 +155,3 @@ def open_run(run: Path) -> tuple[Plan, Store, Path]:
     store = open_store(spec.artifacts.uri, endpoint=spec.artifacts.endpoint, region=spec.artifacts.region)
     plan = Plan.model_validate_json(store.get(f"plans/{state.plan}.json"))
     return plan, store, local.folder / "cache"
-
-
-__all__ = ["KDError", "Planned", "open_run", "plan_manifest", "run_manifest", "show_plan", "write_report"]

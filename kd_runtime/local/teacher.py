@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import secrets
-import socket
 import subprocess
 import sys
 import time
@@ -13,7 +12,7 @@ from pathlib import Path
 import httpx
 
 from kd_runtime.api.failures import SettingsError, TeacherError, exit_class
-from kd_runtime.telemetry.processes import end_tree, spawn
+from kd_runtime.telemetry.processes import end_tree, free_port, spawn
 
 STOP_SECONDS = 20.0
 MAX_STARTS = 3
@@ -26,7 +25,7 @@ class LocalTeacher:
         self.name, self._command, self._log = name, command, log
         self._startup_seconds = startup_seconds
         self.key = secrets.token_urlsafe(24)
-        self.port = _free_port()
+        self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self._process: subprocess.Popen[bytes] | None = None
         self._starts = 0
@@ -98,9 +97,3 @@ def last_line(log: Path) -> str:
     except OSError:
         return "no output"
     return lines[-1][:300] if lines else "no output"
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from pathlib import Path
 
-from kd_runtime.artifacts.store import Missing, Store
+from kd_runtime.artifacts.store import BLOCK_BYTES, Missing, Store, body_sha256
 from kd_runtime.planning.sources import Source, SourceFile, StoreSource
-
-BLOCK_BYTES = 1 << 22
 
 
 class DigestMemory:
@@ -49,17 +46,8 @@ def stream_sha256(source: Source, file: SourceFile) -> str:
     """sha256 hex of one file, read in blocks of 4 MiB."""
     local = source.local(file.path) if isinstance(source, StoreSource) else None
     if local is not None:
-        return file_sha256(local)
+        return body_sha256(local)
     digest = hashlib.sha256()
     for start in range(0, file.size, BLOCK_BYTES):
         digest.update(source.read(file.path, start, min(BLOCK_BYTES, file.size - start)))
-    return digest.hexdigest()
-
-
-def file_sha256(path: Path) -> str:
-    """sha256 hex of a local file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(BLOCK_BYTES):
-            digest.update(block)
     return digest.hexdigest()

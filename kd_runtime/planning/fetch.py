@@ -7,9 +7,10 @@ from pathlib import Path
 
 from kd_runtime.api.failures import DataError
 from kd_runtime.artifacts.cache import Cache
-from kd_runtime.planning.digests import DigestMemory, file_sha256
+from kd_runtime.artifacts.store import body_sha256
+from kd_runtime.planning.digests import DigestMemory
 from kd_runtime.planning.plan import External, ExternalFile
-from kd_runtime.planning.sources import SourceFile, StoreSource, open_model, open_source
+from kd_runtime.planning.sources import StoreSource, open_model, open_source
 
 TOKEN_PREFIX = "KD_SECRET_"
 
@@ -61,12 +62,12 @@ def _copied(external: External, source: object, cache: Cache) -> Path:
         return folder
     for wanted in external.files:
         path = folder / wanted.path
-        if path.exists() and path.stat().st_size == wanted.size and file_sha256(path) == wanted.sha256:
+        if path.exists() and path.stat().st_size == wanted.size and body_sha256(path) == wanted.sha256:
             continue
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(path.name + f".{os.getpid()}.part")
         source.fetch(wanted.path, part)  # type: ignore[attr-defined]
-        if file_sha256(part) != wanted.sha256:
+        if body_sha256(part) != wanted.sha256:
             part.unlink()
             raise _changed(external, wanted)
         part.replace(path)
@@ -79,6 +80,3 @@ def _changed(external: External, wanted: ExternalFile) -> DataError:
         f"{external.uri.rstrip('/')}/{wanted.path}: is gone or changed since the plan was made (sha256 {wanted.sha256[:12]} expected); "
         "plan again to take what is there now"
     )
-
-
-__all__ = ["SourceFile", "fetch_external", "secret_token", "secret_variable"]

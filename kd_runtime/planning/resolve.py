@@ -149,16 +149,14 @@ def teacher_named(spec: DistillationJobSpec, name: str | None) -> tuple[str, Tea
     Raises:
         SettingsError: there is none, or none of that name.
     """
-    if spec.teacher is not None:
-        return "teacher", spec.teacher
-    teachers = {t.name: t for t in spec.teachers or ()}
-    if name is None and len(teachers) == 1:
+    teachers = spec.named_teachers()
+    if len(teachers) == 1 and (name is None or spec.teacher is not None):
         name = next(iter(teachers))
-    if name not in teachers:
+    if name is None or name not in teachers:
         raise SettingsError(
-            f"spec.teachers: there is no teacher called {name!r}; name one of {', '.join(map(str, teachers)) or '(none)'}"
+            f"spec.teachers: there is no teacher called {name!r}; name one of {', '.join(teachers) or '(none)'}"
         )
-    return str(name), teachers[name]
+    return name, teachers[name]
 
 
 class _Builder:

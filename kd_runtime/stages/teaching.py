@@ -30,7 +30,7 @@ def planned_teacher(
     asking = [stage for stage in plan.stages if stage.teacher == name]
     if not asking:
         raise SettingsError(f"--teacher {name}: no stage of plan {digest[:12]} asks it")
-    _, teacher = teacher_named(plan.spec, None if name == "teacher" and plan.spec.teacher else name)
+    _, teacher = teacher_named(plan.spec, name)
     if teacher.hosted is None:
         raise SettingsError(f"--teacher {name}: is external, so there is nothing to serve")
     folder = fetch_external(

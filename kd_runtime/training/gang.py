@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,7 +15,7 @@ from types import FrameType
 
 from kd_runtime.api.failures import ExitClass, KDError, exit_class, gang_class
 from kd_runtime.api.result import StageResult
-from kd_runtime.telemetry.processes import end_tree, spawn
+from kd_runtime.telemetry.processes import end_tree, free_port, spawn
 from kd_runtime.training.signs import Sign, read_sign
 
 POLL_SECONDS = 0.1
@@ -53,13 +52,6 @@ class Placement:
     def leads(self) -> bool:
         """True where rank 0 runs here."""
         return self.first == 0
-
-
-def free_port() -> int:
-    """A TCP port of this machine that nobody listens on now."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 class GangError(KDError):

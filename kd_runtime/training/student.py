@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from kd_runtime.losses.chunked import STATS
 from kd_runtime.losses.divergences import Parameters
 from kd_runtime.losses.head import LossSums, SparseKDHead
 from kd_runtime.models.loading import load_causal_lm
+from kd_runtime.models.logit_rules import LogitRules
 from kd_runtime.training import attention
 from kd_runtime.training.batches import MicroBatch
 
@@ -97,21 +97,6 @@ def stacked(sums: LossSums, weights: Tensor | None) -> Tensor:
     }
     named |= sums.stats
     return torch.stack([named[name].double() for name in SUMS])
-
-
-@dataclass(frozen=True)
-class LogitRules:
-    """What a model does to its logits: logits = softcap * tanh(scale * h W^T / softcap)."""
-
-    scale: float = 1.0
-    softcap: float | None = None
-
-    @classmethod
-    def of(cls, config: Any) -> LogitRules:
-        """Read from a Hugging Face config (Cohere multiplies, Granite divides, Gemma caps)."""
-        text = config.get_text_config()
-        scale = float(getattr(text, "logit_scale", None) or 1.0) / float(getattr(text, "logits_scaling", None) or 1.0)
-        return cls(scale, getattr(text, "final_logit_softcapping", None))
 
 
 def build_student(folder: Path, train: Train, vocabulary: int, *, trust_remote_code: bool = False) -> Student:

@@ -20,7 +20,7 @@ import pytest
 import yaml
 from manifests import job, tiny_train
 
-from kd_runtime.planning.digests import file_sha256
+from kd_runtime.artifacts.store import body_sha256
 
 pytestmark = [pytest.mark.runtime, pytest.mark.timeout(6 * 3600)]
 KILLS = int(os.environ.get("KD_SOAK_KILLS", "20"))
@@ -64,7 +64,7 @@ class Run:
     def student(self) -> str:
         """sha256 of the published weights."""
         pointer = json.loads((self.root / "out" / "kd.json").read_text())
-        return file_sha256(self.root / "out" / pointer["path"] / "model.safetensors")
+        return body_sha256(self.root / "out" / pointer["path"] / "model.safetensors")
 
     def asked_twice(self) -> list[str]:
         """Pairs that more than one commit holds."""

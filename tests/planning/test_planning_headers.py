@@ -3,24 +3,14 @@
 from __future__ import annotations
 
 import json
-import struct
 from pathlib import Path
 
 import pytest
+from fakes import CONFIG, safetensors
 
 from kd_runtime.api.failures import DataError, SettingsError
 from kd_runtime.planning.headers import read_header
 from kd_runtime.planning.sources import model_files, open_model
-
-CONFIG = {
-    "architectures": ["LlamaForCausalLM"],
-    "num_hidden_layers": 2,
-    "hidden_size": 4,
-    "intermediate_size": 8,
-    "vocab_size": 16,
-    "tie_word_embeddings": True,
-    "max_position_embeddings": 64,
-}
 
 
 @pytest.fixture
@@ -28,9 +18,7 @@ def model(tmp_path: Path) -> Path:
     folder = tmp_path / "model"
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(CONFIG))
-    header = {"embed": {"dtype": "F32", "shape": [16, 4], "data_offsets": [0, 256]}}
-    text = json.dumps(header).encode()
-    (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + bytes(256))
+    (folder / "model.safetensors").write_bytes(safetensors())
     (folder / "notes.txt").write_text("not read")
     return folder
 

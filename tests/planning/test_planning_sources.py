@@ -11,8 +11,8 @@ from hub import RecordedHub
 from kd_runtime.api.failures import DataError, DeniedError, SettingsError
 from kd_runtime.api.job import ModelSource
 from kd_runtime.artifacts.cache import Cache
-from kd_runtime.artifacts.store import open_store
-from kd_runtime.planning.digests import DigestMemory, file_sha256
+from kd_runtime.artifacts.store import body_sha256, open_store
+from kd_runtime.planning.digests import DigestMemory
 from kd_runtime.planning.fetch import fetch_external, secret_token, secret_variable
 from kd_runtime.planning.plan import External, ExternalFile
 from kd_runtime.planning.sources import HubSource, content_digest, model_files, open_model, open_source
@@ -53,7 +53,7 @@ def test_a_hub_model_is_fetched_into_the_cache_and_verified(
 ) -> None:
     external = external_of(HubSource("hf://owner/name", "main"), memory, "main")
     folder = fetch_external(external, Cache(tmp_path / "cache"), memory)
-    assert {f.path: file_sha256(folder / f.path) for f in external.files} == {f.path: f.sha256 for f in external.files}
+    assert {f.path: body_sha256(folder / f.path) for f in external.files} == {f.path: f.sha256 for f in external.files}
     before = len(hub.requests)
     assert fetch_external(external, Cache(tmp_path / "cache"), memory) == folder
     assert not any("resolve" in r for r in hub.requests[before:])
@@ -96,7 +96,7 @@ def test_a_digest_is_computed_once_and_remembered(
 ) -> None:
     source = open_model(f"file://{fake_model(tmp_path / 'm')}")
     first = external_of(source, memory)
-    monkeypatch.setattr("kd_runtime.planning.digests.file_sha256", lambda _: pytest.fail("read again"))
+    monkeypatch.setattr("kd_runtime.planning.digests.body_sha256", lambda _: pytest.fail("read again"))
     assert external_of(source, DigestMemory(memory._store)).digest == first.digest
 
 

@@ -16,9 +16,8 @@ from kd_runtime.api.runtime import RuntimeServing
 from kd_runtime.artifacts.cache import Cache
 from kd_runtime.artifacts.manifest import Manifest
 from kd_runtime.artifacts.rows import Parent, Row, RowsWriter, row_key
-from kd_runtime.artifacts.store import open_store
+from kd_runtime.artifacts.store import body_sha256, open_store
 from kd_runtime.artifacts.writer import ArtifactWriter
-from kd_runtime.planning.digests import file_sha256
 from kd_runtime.planning.plan import External, ExternalFile, Plan, PlannedStage, StageType
 from kd_runtime.planning.sources import content_digest
 from kd_runtime.stages.context import StageContext, StageOutcome
@@ -180,7 +179,7 @@ def scored_by(folder: Path, row: Row) -> dict[str, Any]:
 
 def made_plan(models: Path, body: dict[str, Any]) -> Plan:
     files = tuple(
-        ExternalFile(path=p.name, size=p.stat().st_size, sha256=file_sha256(p))
+        ExternalFile(path=p.name, size=p.stat().st_size, sha256=body_sha256(p))
         for p in sorted((models / "student").iterdir())
         if p.is_file()
     )

@@ -187,7 +187,8 @@ def test_the_others_notice_a_lost_rank_and_none_is_left(prepared: Runs) -> None:
 PARENT = """
 import sys
 from pathlib import Path
-from kd_runtime.training.gang import Gang, Placement, free_port
+from kd_runtime.telemetry.processes import free_port
+from kd_runtime.training.gang import Gang, Placement
 from kd_runtime.training.task import RankTask
 
 def heard(sign):

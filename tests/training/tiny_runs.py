@@ -23,7 +23,8 @@ from kd_runtime.models.loading import load_causal_lm, load_tokenizer
 from kd_runtime.planning.tokenizers import tokenizer_digest, vocabulary_size
 from kd_runtime.teachers.distributions import beyond_head, uniforms_of_row
 from kd_runtime.teachers.transformers_engine import head_mask
-from kd_runtime.training.gang import Gang, Placement, free_port
+from kd_runtime.telemetry.processes import free_port
+from kd_runtime.training.gang import Gang, Placement
 from kd_runtime.training.selection import RowFacts, Selection, select
 from kd_runtime.training.signs import Sign
 from kd_runtime.training.task import MicroBatchBound, RankTask, StoreAddress
