@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Iterator
 from functools import cache
 from typing import Any
@@ -13,9 +14,10 @@ from kd_runtime.api.structural import Schema
 
 ALLOWED_FUNCTIONS = frozenset(
     {"!_", "_&&_", "_||_", "_==_", "_!=_", "_<_", "_<=_", "matches", "size", "@not_strictly_false", "_?_:_", "_+_"}
+    | {"isCIDR"}
 )
-"""What rules may call: these mean the same here and in Kubernetes. The last three are what has, all, exists and
-exists_one expand to."""
+"""What rules may call: these mean the same here and in Kubernetes. Three of them are what has, all, exists and
+exists_one expand to; isCIDR is Kubernetes' own."""
 
 
 @cache
@@ -31,7 +33,8 @@ def violations(schema: Schema, document: Any, invalid: tuple[str, ...] = (), pat
     cannot be evaluated because of one further down says nothing.
     """
     rules = [rule for rule in schema.get("x-kubernetes-validations", ()) if "oldSelf" not in rule["rule"]]
-    if rules and isinstance(document, dict) and not _child_invalid(path, invalid):
+    judged = path not in invalid if isinstance(document, str) else isinstance(document, dict)
+    if rules and judged and not _child_invalid(path, invalid):
         below = any(_is_below(wrong, path) for wrong in invalid)
         for rule in rules:
             if not _holds(rule["rule"], {"self": typed(schema, document)}, below):
@@ -63,7 +66,19 @@ def broken(rule: Schema, document: Any, path: str) -> FieldError:
     return FieldError(where, value, message, remedy)
 
 
-def _holds(rule: str, context: dict[str, Any], lenient: bool) -> bool:
+def is_cidr(text: str) -> bool:
+    """What isCIDR says of ``text`` in Kubernetes: Go's netip.ParsePrefix, without IPv4 addresses within IPv6 ones."""
+    address, _, bits = text.partition("/")
+    try:
+        network = ipaddress.ip_network(text, strict=False)
+        mapped = ":" in address and ipaddress.IPv6Address(address).ipv4_mapped is not None
+    except ValueError:
+        return False
+    return bits == str(network.prefixlen) and "%" not in text and not mapped
+
+
+def _holds(rule: str, variables: dict[str, Any], lenient: bool) -> bool:
+    context = cel.Context(variables=variables, functions={"isCIDR": is_cidr})
     try:
         return compiled(rule).execute(context) is True
     except (LookupError, RuntimeError, TypeError, ValueError):

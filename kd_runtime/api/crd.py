@@ -39,7 +39,13 @@ def _job_crd() -> dict[str, Any]:
         _column("Teacher", ".spec.teacher.hosted.model.uri", priority=1),
         _column("Reason", '.status.conditions[?(@.type=="Ready")].reason', priority=1),
     ]
-    return _crd("DistillationJob", "distillationjobs", ["dj"], "Namespaced", _typed_root(root), columns, status=True)
+    crd = _crd("DistillationJob", "distillationjobs", ["dj"], "Namespaced", _typed_root(root), columns, status=True)
+    # so that a list of the jobs at work leaves out the ended and suspended ones, which are many
+    crd["spec"]["versions"][0]["selectableFields"] = [
+        {"jsonPath": ".status.completionTime"},
+        {"jsonPath": ".spec.suspend"},
+    ]
+    return crd
 
 
 def _runtime_crd() -> dict[str, Any]:

@@ -149,8 +149,11 @@ def _on_a_laptop(spec: DistillationJobSpec) -> Iterator[FieldError]:
         if teacher.hosted is not None:
             yield from _changed(teacher.hosted, f"{path}.hosted", ("replicas", "gpus_per_replica"), why)
     for number, stage in enumerate(spec.stages):
-        yield from _changed(stage, f"spec.stages[{number}]", ("timeout_seconds",), why)
-        yield from _changed(stage.resources, f"spec.stages[{number}].resources", tuple(Resources.model_fields), why)
+        placed = {"nodes", "gpus_per_node"} if stage.train is not None else set()
+        fields = tuple(
+            field for field in Resources.model_fields if field not in placed
+        )  # those say how many ranks train
+        yield from _changed(stage.resources, f"spec.stages[{number}].resources", fields, why)
 
 
 def _changed(instance: BaseModel, path: str, attributes: tuple[str, ...], why: str) -> Iterator[FieldError]:

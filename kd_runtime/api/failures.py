@@ -79,6 +79,8 @@ class KDError(Exception):
     """A failure with an exit class and one clear sentence: what, where, the value, and the remedy."""
 
     exit_class: ExitClass = ExitClass.Bug
+    position: str = ""
+    """Where it failed, if that can be said: `step 12`, `unit 3`. What fails there three times in a row is poison."""
 
 
 class SettingsError(KDError):
@@ -103,6 +105,8 @@ class TeacherError(KDError):
     """The teacher cannot be reached, or did not come back within outageTimeoutSeconds."""
 
     exit_class = ExitClass.TeacherUnreachable
+    received: bool = False
+    """Since it last answered, the teacher got requests that it did not answer: they may be at fault. False: none reached it."""
 
 
 class StorageError(KDError):

@@ -1,4 +1,4 @@
-"""Writes crds/ and docs/api.md; with --check, fails where they are not what the models say."""
+"""Writes crds/, docs/api.md and the chart's copies; with --check, fails where they are not what the models say."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from kd_runtime.api.crd import LIMIT_BYTES, crds
 from kd_runtime.api.docs import reference
 
 ROOT = Path(__file__).resolve().parents[2]
+RUNTIMES = Path(__file__).parent / "runtimes"
+CHART = ROOT / "charts" / "kubedistill" / "generated"
+"""A chart can hold only what is in its own folder."""
 _TOP = "# Generated from the models of kd_runtime.api by `make generate`; do not edit.\n"
 
 
@@ -30,7 +33,9 @@ def generated() -> dict[Path, str]:
     for path, text in files.items():
         if len(text.encode()) >= LIMIT_BYTES:
             raise ValueError(f"{path} has {len(text.encode())} bytes, not below {LIMIT_BYTES}")
-    return {**files, ROOT / "docs" / "api.md": reference()}
+    copies = {CHART / "crds" / path.name: text for path, text in files.items()}
+    copies |= {CHART / "runtimes" / path.name: path.read_text() for path in sorted(RUNTIMES.glob("*.yaml"))}
+    return {**files, **copies, ROOT / "docs" / "api.md": reference()}
 
 
 def main(arguments: list[str]) -> int:

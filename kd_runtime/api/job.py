@@ -239,6 +239,12 @@ class DistillationJobSpec(Model):
             "teachers",
         ),
         Rule(
+            "!has(self.teachers) || !has(self.stages)"
+            " || self.teachers.all(t, !self.stages.exists(s, s.name == t.name))",
+            "a teacher and a stage have the same name, and so would their pods; rename one",
+            "teachers",
+        ),
+        Rule(
             f"!has(self.teachers) || !has(self.stages) || self.stages.all(s, !{_ASKS} || has(s.teacher))",
             "there are several teachers, and a stage that asks does not say which; give it `teacher: NAME`",
             "stages",

@@ -26,7 +26,8 @@ def camel_case(attribute: str) -> str:
 class Rule:
     """A condition on one object, in CEL: the CRD carries its text and `kd lint` evaluates the same text.
 
-    ``field`` is the field below the object that the message is about ("" for the object itself). ``message`` is
+    In a string's annotation it is a condition on that string. ``field`` is the field below the object that the
+    message is about ("" for the object itself). ``message`` is
     "problem; remedy". A rule that mentions ``oldSelf`` is about an update.
     """
 
@@ -122,10 +123,40 @@ Text = Annotated[str, Field(min_length=1, max_length=256)]
 LocalName = Annotated[str, Field(max_length=256)]
 Address = Annotated[
     str,
-    Field(min_length=1, max_length=1024, pattern=r"^((s3|hf|pvc|file)://.+|[^:]+)$"),
-    Remedy("begin with s3://, hf://, pvc:// or file://, or name a path beside the manifest"),
+    Field(min_length=1, max_length=1024, pattern=r"^((s3|hf|pvc)://[^/].*|file://.+|[^:]+)$"),
+    Remedy(
+        "begin with s3://BUCKET, hf://OWNER/NAME, pvc://CLAIM or file://, or name a path beside the manifest",
+    ),
 ]
 """s3://bucket/key, hf://owner/name, pvc://claim/path, file:///path, or a path relative to a local manifest."""
+_PORT = r"(:([1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])?)?"
+_HOST = r"[^\s/?#@:\[\]\\%]+"
+_DNS_HOST = r"([A-Za-z0-9]([-A-Za-z0-9]{0,61}[A-Za-z0-9])?\.)*[A-Za-z0-9]([-A-Za-z0-9]{0,61}[A-Za-z0-9])?"
+
+
+def _http_url(host: str) -> str:
+    """The pattern of an http(s) URL without query: an optional user, a host or an IPv6 address, a port up to 65535, a path."""
+    return rf"^https?://([^\s/?#@]+@)?({host}|\[[0-9a-fA-F:.]+\]){_PORT}(/[^\s?#]*)?$"
+
+
+HTTPURL = Annotated[
+    str,
+    Field(min_length=8, max_length=1024, pattern=_http_url(_HOST)),
+    Remedy("write http(s)://HOST[:PORT][/PATH], such as https://api.example.com/v1"),
+]
+"""The address of an HTTP server, or of a path on it."""
+S3Endpoint = Annotated[
+    str,
+    Field(min_length=8, max_length=1024, pattern=_http_url(_DNS_HOST)),
+    Remedy("write http(s)://HOST[:PORT], such as http://s3.example.com:9000; HOST is a DNS name or an address"),
+]
+"""The address of an S3 server: its host must be a DNS name or an address, since S3's clients take no other."""
+CIDR = Annotated[
+    str,
+    Field(min_length=1, max_length=64),
+    Rule("isCIDR(self)", "is no CIDR; write ADDRESS/BITS, such as 10.0.0.0/8 or fd00::/8"),
+]
+"""A block of addresses; bits of a host are no error, as in a NetworkPolicy."""
 Quantity = Annotated[
     str,
     Field(min_length=1, max_length=32, pattern=r"^[0-9]+(\.[0-9]{1,9})?(m|k|Ki|M|Mi|G|Gi|T|Ti|P|Pi)?$"),

@@ -8,15 +8,15 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field
 
 from kd_runtime.api.classes import Structural, Unkeyed
-from kd_runtime.api.model import LocalName, Model, NameReference, ObjectName, Quantity, Ratio, Rule, Seconds
+from kd_runtime.api.model import LocalName, Model, NameReference, ObjectName, Quantity, Ratio, Rule, S3Endpoint, Seconds
 
 
 class Artifacts(Model):
     """The object store: every stage's artifact lies in it."""
 
-    uri: Annotated[str, Field(min_length=1, max_length=1024, pattern=r"^((s3|file)://.+|[^:]+)$"), Unkeyed]
+    uri: Annotated[str, Field(min_length=1, max_length=1024, pattern=r"^(s3://[^/].*|file://.+|[^:]+)$"), Unkeyed]
     """s3://BUCKET/PREFIX/, or (locally) file:// and relative paths."""
-    endpoint: Annotated[Annotated[str, Field(max_length=1024, pattern=r"^https?://[^\s?#]+$")] | None, Unkeyed] = None
+    endpoint: Annotated[S3Endpoint | None, Unkeyed] = None
     """Address of an S3 server that is not Amazon's."""
     region: Annotated[Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[-a-z0-9]+$")] | None, Unkeyed] = (
         None

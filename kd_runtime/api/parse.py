@@ -18,7 +18,7 @@ from kd_runtime.api.partial import merge_under
 from kd_runtime.api.runtime import ClusterDistillationRuntime
 from kd_runtime.api.stage import BODIES, Stage
 from kd_runtime.api.structural import schema_of
-from kd_runtime.api.structure import structure_errors
+from kd_runtime.api.structure import known, structure_errors
 from kd_runtime.api.teacher import NamedTeacher
 from kd_runtime.api.yaml_documents import documents_of, load_documents
 
@@ -31,6 +31,7 @@ __all__ = [
     "documents_of",
     "load_documents",
     "parse_job",
+    "parse_kept_runtime",
     "parse_runtime",
     "warnings",
     "with_defaults",
@@ -65,6 +66,15 @@ def parse_runtime(document: dict[str, Any], *, source: str = "") -> ClusterDisti
     if errors or runtime is None:
         raise ManifestErrors(errors, source)
     return runtime
+
+
+def parse_kept_runtime(document: dict[str, Any]) -> ClusterDistillationRuntime:
+    """The runtime that any version of the project wrote to ``document``: what this one does not know is left out.
+
+    Raises:
+        ManifestErrors: it cannot be read even so.
+    """
+    return parse_runtime(known(schema_of(ClusterDistillationRuntime), document))
 
 
 def warnings(job: DistillationJob, *, local: bool = False) -> list[FieldError]:

@@ -37,7 +37,21 @@ class Reason(StrEnum):
     TeacherStarting = "TeacherStarting"
     TeacherReady = "TeacherReady"
     TeacherStopped = "TeacherStopped"
+    Starting = "Starting"
     Running = "Running"
+    ImageNotPulled = "ImageNotPulled"
+    Unschedulable = "Unschedulable"
+    ChildRefused = "ChildRefused"
+    PodRefused = "PodRefused"
+    PodMisconfigured = "PodMisconfigured"
+    PodNotStarting = "PodNotStarting"
+    PodNotEnding = "PodNotEnding"
+    NodeNotReady = "NodeNotReady"
+    PodKept = "PodKept"
+    PodForeign = "PodForeign"
+    Found = "Found"
+    NotNeeded = "NotNeeded"
+    Disrupted = "Disrupted"
     Draining = "Draining"
     Backoff = "Backoff"
     Suspended = "Suspended"
@@ -45,6 +59,7 @@ class Reason(StrEnum):
     ResourcesReleased = "ResourcesReleased"
     RuntimeDrift = "RuntimeDrift"
     RuntimeChanged = "RuntimeChanged"
+    OtherVersion = "OtherVersion"
     Succeeded = "Succeeded"
     BadSettings = "BadSettings"
     BadData = "BadData"
@@ -75,7 +90,21 @@ REMEDIES: dict[Reason, str] = {
     Reason.TeacherStarting: "Wait up to startupTimeoutSeconds; the teacher's log says how far it is.",
     Reason.TeacherReady: "Nothing to do: the teacher has answered a prompt.",
     Reason.TeacherStopped: "Nothing to do: no stage asks the teacher now.",
+    Reason.Starting: "Wait: the stage's pods are scheduled and started.",
     Reason.Running: "Nothing to do: a stage is at work.",
+    Reason.ImageNotPulled: "Correct the runtime's images or imagePullSecrets; the message names the image.",
+    Reason.Unschedulable: "Free or add nodes that fit, or change resources, nodeSelector or tolerations; the message is the scheduler's.",
+    Reason.ChildRefused: "Do what the message says: raise the ResourceQuota that it names, satisfy the webhook, or see the LimitRange.",
+    Reason.PodRefused: "`kubectl describe job` of the named child says which ResourceQuota or admission rule refuses its pods.",
+    Reason.PodMisconfigured: "Create the Secret, ConfigMap or claim that the message names.",
+    Reason.PodNotStarting: "`kubectl describe pod` of the named pod says what its node waits for: mostly a volume or a large image.",
+    Reason.PodNotEnding: "Look at the node; once nothing of the named pod runs there, `kubectl delete pod --force` frees its place.",
+    Reason.NodeNotReady: "Look at the node that the message names; its pods go on when it comes back, or are started anew, free of charge.",
+    Reason.PodKept: "Turn that sidecar off for pods of jobs, by annotations in the runtime's spec.pod; the message names the container.",
+    Reason.PodForeign: "Remove the label kubedistill.io/job-uid from the pod that the message names, or delete that pod.",
+    Reason.Found: "Nothing to do: the stage's artifact was in the store already.",
+    Reason.NotNeeded: "Nothing to do: all that would read the stage's artifact is in the store already.",
+    Reason.Disrupted: "Nothing to do: it is tried again, free of charge. Where it repeats, look at the node that lastFailure names.",
     Reason.Draining: "Wait: training writes a checkpoint before its pods go.",
     Reason.Backoff: "Wait for the next attempt, or look at lastFailure of the stage.",
     Reason.Suspended: "Set spec.suspend to false to go on.",
@@ -83,18 +112,20 @@ REMEDIES: dict[Reason, str] = {
     Reason.ResourcesReleased: "Nothing to do: no pod of the job is left.",
     Reason.RuntimeDrift: "Nothing to do: the job keeps the runtime it began with; new jobs take the new one.",
     Reason.RuntimeChanged: "Create the job anew: its stored settings were deleted and the runtime has changed since.",
+    Reason.OtherVersion: "Upgrade the operator to the version that wrote the job's settings; its pods run on meanwhile.",
     Reason.Succeeded: "Nothing to do: the artifacts are named in the status.",
     Reason.BadSettings: "Change the setting that the message names and create the job under another name.",
     Reason.BadData: "Correct the file and line that the message names; `kd rejects list` shows rejected rows.",
     Reason.GateFailed: "Read the report: the student does not reach a gate. Train longer, or lower the gate.",
     Reason.TeacherUnreachable: "Look at the teacher's log or the endpoint's status page; raise outageTimeoutSeconds.",
-    Reason.Bug: "Report it with the message and `kubectl kd report`; the stage's log has the traceback.",
+    Reason.Bug: "Where the message says poison, correct or take out the rows that it names, and create the job under another "
+    "name. Otherwise report it with the message and `kubectl kd report`; the stage's log has the traceback.",
     Reason.AcceleratorOutOfMemory: "Lower microBatchSize, maxLength or maxNumBatchedTokens, or raise zeroStage.",
     Reason.HostOutOfMemory: "Raise the stage's resources.memory.",
     Reason.StorageUnavailable: "Look at the object store; annotate kubedistill.io/retry once it answers.",
     Reason.Denied: "Correct the Secret or the rights that the message names.",
     Reason.RetriesExhausted: "Look at lastFailure; annotate kubedistill.io/retry to try once more.",
-    Reason.DisruptionsExhausted: "Use nodes that are not taken away, or raise failurePolicy.disruptionLimit.",
+    Reason.DisruptionsExhausted: "Mend the node that the message names, use others, or raise failurePolicy.disruptionLimit.",
     Reason.ResultLost: "Look at the node: three pods ended without a result. Annotate kubedistill.io/retry.",
     Reason.DeadlineExceeded: "Raise the deadline that the message names.",
     Reason.NameConflict: "Delete or rename the object that has the child's name and another owner.",

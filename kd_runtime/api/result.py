@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 from pathlib import Path
@@ -34,14 +35,15 @@ class StageResult(BaseModel):
     exit_class: ExitClass
     message: str = ""
     manifest_sha256: str | None = None
+    position: str = ""
+    """Where it failed, for those who look for what fails at the same place again: `step 12`, `unit 3`."""
     counts: dict[str, int] = Field(default_factory=dict)
     metrics: dict[str, float] = Field(default_factory=dict)
     gates: tuple[GateOutcome, ...] = ()
 
     def encoded(self) -> bytes:
         """The bytes of the file: the message cut to 400 bytes; metrics, then counts, left out if all would exceed 4,096."""
-        message = self.message.encode()[:MESSAGE_BYTES].decode(errors="ignore")
-        result = self.model_copy(update={"message": message})
+        result = self.model_copy(update={"message": _cut(self.message, MESSAGE_BYTES)})
         drops: tuple[dict[str, object], ...] = (
             {},
             {"metrics": {}},
@@ -49,21 +51,129 @@ class StageResult(BaseModel):
             {"metrics": {}, "counts": {}, "gates": ()},
         )
         for drop in drops:
-            body = json.dumps(result.model_copy(update=drop).model_dump(mode="json"), separators=(",", ":")).encode()
+            body = _compact(result.model_copy(update=drop))
             if len(body) <= LIMIT_BYTES:
                 return body
         raise ValueError(f"a result of {len(body)} bytes exceeds {LIMIT_BYTES}")
 
     def write(self, path: str | None = None) -> None:
         """Write to ``path``, default ``$KD_RESULT_FILE``; nothing happens where neither is given."""
-        target = path or os.environ.get("KD_RESULT_FILE")
-        if target:
-            Path(target).write_bytes(self.encoded())
+        _write(self.encoded(), path)
 
     @classmethod
     def read(cls, path: Path) -> StageResult | None:
         """The result at ``path``, or None where it is absent or cut off (a lost result costs nothing)."""
         try:
-            return cls.model_validate_json(path.read_bytes())
-        except (OSError, ValueError):
+            return cls.parse(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError):
             return None
+
+    @classmethod
+    def parse(cls, text: str) -> StageResult | None:
+        """The result in a termination message, or None where it is absent or cut off."""
+        try:
+            return cls.model_validate_json(text)
+        except ValueError:
+            return None
+
+
+class PlannedState(BaseModel):
+    """One stage as the plan pod found it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    key: str
+    """64 hex digits."""
+    state: str
+    """Found, ToDo, Stale or NotNeeded."""
+    manifest: str | None = None
+    """sha256 hex of the manifest, where it is found."""
+
+
+class PlanResult(BaseModel):
+    """What the plan pod says (contract 12): at most 4,096 bytes, digests in base64url."""
+
+    model_config = ConfigDict(frozen=True)
+
+    exit_class: ExitClass
+    message: str = ""
+    digest: str | None = None
+    """64 hex digits."""
+    estimate: str = ""
+    stages: tuple[PlannedState, ...] = ()
+    unmet: dict[str, str] = Field(default_factory=dict)
+    """Evaluate stage that is found -> its gates that are not reached, in one sentence."""
+
+    def encoded(self) -> bytes:
+        """The bytes of the file; sentences about gates are cut to what fits."""
+        result = self.model_copy(
+            update={"message": _cut(self.message, MESSAGE_BYTES), "estimate": _cut(self.estimate, MESSAGE_BYTES)}
+        )
+        for length in (400, 80, 20):
+            unmet = {name: _cut(sentence, length) for name, sentence in self.unmet.items()}
+            body = _compact(_Written.of(result.model_copy(update={"unmet": unmet})))
+            if len(body) <= LIMIT_BYTES:
+                return body
+        raise ValueError(f"a result of {len(body)} bytes exceeds {LIMIT_BYTES}")
+
+    def write(self, path: str | None = None) -> None:
+        """Write to ``path``, default ``$KD_RESULT_FILE``; nothing happens where neither is given."""
+        _write(self.encoded(), path)
+
+    @classmethod
+    def parse(cls, text: str) -> PlanResult | None:
+        """The result in a termination message, or None where it is absent or cut off."""
+        try:
+            return _Written.model_validate_json(text).result()
+        except ValueError:
+            return None
+
+
+class _Written(BaseModel):
+    """A PlanResult as it is written: one short list a stage."""
+
+    exit_class: ExitClass
+    message: str
+    digest: str | None
+    estimate: str
+    stages: list[tuple[str, str, str, str]]
+    unmet: dict[str, str]
+
+    @classmethod
+    def of(cls, result: PlanResult) -> _Written:
+        stages = [(s.name, _short(s.key), s.state, _short(s.manifest) if s.manifest else "") for s in result.stages]
+        digest = _short(result.digest) if result.digest else None
+        return cls(**{**dict(result), "digest": digest, "stages": stages})
+
+    def result(self) -> PlanResult:
+        stages = tuple(
+            PlannedState(name=name, key=_long(key), state=state, manifest=_long(manifest) if manifest else None)
+            for name, key, state, manifest in self.stages
+        )
+        digest = _long(self.digest) if self.digest else None
+        return PlanResult(**{**dict(self), "digest": digest, "stages": stages})
+
+
+def _short(digest: str) -> str:
+    """64 hex digits as 43 characters of base64url."""
+    return base64.urlsafe_b64encode(bytes.fromhex(digest)).rstrip(b"=").decode()
+
+
+def _long(text: str) -> str:
+    return base64.urlsafe_b64decode(text + "=").hex()
+
+
+def _cut(text: str, limit: int) -> str:
+    """At most ``limit`` bytes of UTF-8."""
+    return text.encode()[:limit].decode(errors="ignore")
+
+
+def _compact(model: BaseModel) -> bytes:
+    return json.dumps(model.model_dump(mode="json"), separators=(",", ":")).encode()
+
+
+def _write(body: bytes, path: str | None) -> None:
+    target = path or os.environ.get("KD_RESULT_FILE")
+    if target:
+        Path(target).write_bytes(body)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 from functools import cache
 from importlib import resources
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+import rfc8785
 from pydantic import Field
 
 from kd_runtime.api.classes import Unkeyed
 from kd_runtime.api.data_stages import Capture, Generate, Prepare, Synthesize
 from kd_runtime.api.dataset import Dataset
+from kd_runtime.api.failures import SettingsError
 from kd_runtime.api.metadata import ObjectMeta
-from kd_runtime.api.model import Model, NameReference, Seconds
+from kd_runtime.api.model import CIDR, Model, NameReference, Seconds
 from kd_runtime.api.operation import (
     FailurePolicy,
     Labels,
@@ -167,15 +170,15 @@ class Network(Model):
     """What a job's pods may connect to."""
 
     egress: Annotated[tuple[EgressRule, ...], Field(max_length=64)] = ()
-    """Addresses outside the cluster."""
+    """Addresses outside the job; empty is all, but without a cloud's metadata where the job has a credentialsSecretRef."""
     dns: Annotated[tuple[NetworkPeer, ...], Field(max_length=16)] = ()
-    """The cluster's DNS servers; empty takes kube-system's."""
+    """The cluster's DNS servers; empty takes kube-system's and the usual cache of each node."""
     private_cidrs: Annotated[
-        tuple[Annotated[str, Field(min_length=3, max_length=64, pattern=r"^[0-9a-fA-F.:]+/[0-9]{1,3}$")], ...],
+        tuple[CIDR, ...],
         Field(max_length=64),
         Unkeyed,
     ] = ()
-    """Private addresses to which URLs of a job may lead."""
+    """CIDRs of private addresses to which URLs of a job may lead."""
 
 
 class RuntimeSpec(Model):
@@ -194,7 +197,7 @@ class RuntimeSpec(Model):
     env: Annotated[tuple[EnvironmentVariable, ...], Field(max_length=64)] = ()
     """Environment of every pod: proxies, mirrors, NCCL."""
     ca_bundle_config_map: ConfigMapKey | None = None
-    """Further certificate authorities."""
+    """Certificate authorities that pods trust instead of those of their image."""
     report_to: ReportCredentials = ReportCredentials()
     """Credentials of `reportTo`."""
     allowed: Allowed = Allowed()
@@ -222,6 +225,20 @@ class ClusterDistillationRuntime(Model):
     """Name, labels, annotations."""
     spec: RuntimeSpec = RuntimeSpec()
     """What the platform team fixes."""
+
+
+def runtime_hash(runtime: ClusterDistillationRuntime) -> str:
+    """sha256 hex of the runtime's spec.
+
+    Raises:
+        SettingsError: the spec holds a number that JSON cannot carry.
+    """
+    try:
+        return hashlib.sha256(
+            rfc8785.dumps(runtime.spec.model_dump(mode="json", by_alias=True, exclude_none=True))
+        ).hexdigest()
+    except (rfc8785.CanonicalizationError, ValueError) as error:
+        raise SettingsError(f"the runtime {runtime.metadata.name}: {error}; use finite numbers below 2^53") from error
 
 
 @cache

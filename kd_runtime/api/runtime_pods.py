@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 
 from kd_runtime.api.classes import Keyed, Unkeyed
-from kd_runtime.api.model import LocalName, Model, ObjectName, Quantity, Rule, SecretReference
+from kd_runtime.api.model import CIDR, HTTPURL, LocalName, Model, ObjectName, Quantity, Rule, SecretReference
 from kd_runtime.api.operation import Labels, Toleration
 
 
@@ -178,19 +178,20 @@ class ReportCredentials(Model):
     """API key of Weights & Biases."""
     mlflow: SecretReference | None = None
     """Token of MLflow."""
-    mlflow_uri: Annotated[
-        Annotated[str, Field(min_length=8, max_length=1024, pattern=r"^https?://[^\s?#]+$")] | None, Unkeyed
-    ] = None
+    mlflow_uri: Annotated[HTTPURL | None, Unkeyed] = None
     """Address of MLflow."""
 
 
 class ConfigMapKey(Model):
-    """One entry of a ConfigMap of the operator's namespace."""
+    """One entry of a ConfigMap of the job's own namespace: pods can mount no other's.
+
+    trust-manager and the like keep one of a name in every namespace; without it no pod of a job starts.
+    """
 
     name: Annotated[ObjectName, Unkeyed]
-    """Name of the ConfigMap."""
+    """Name of the ConfigMap, in every namespace that uses the runtime."""
     key: Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[-._a-zA-Z0-9]+$"), Unkeyed] = "ca.crt"
-    """Key within."""
+    """Key within: certificates in PEM, of every authority that is to be trusted, public ones too."""
 
 
 class EgressRule(Model):
@@ -198,7 +199,7 @@ class EgressRule(Model):
 
     rules: ClassVar[tuple[Rule, ...]] = ()
 
-    cidr: Annotated[str, Field(min_length=3, max_length=64, pattern=r"^[0-9a-fA-F.:]+/[0-9]{1,3}$"), Unkeyed]
+    cidr: Annotated[CIDR, Unkeyed]
     """Addresses, such as 10.0.0.0/8."""
     ports: Annotated[tuple[Annotated[int, Field(ge=1, le=65_535)], ...], Field(max_length=32), Unkeyed] = ()
     """TCP ports; empty is all."""

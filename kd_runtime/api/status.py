@@ -50,15 +50,6 @@ class Attempts(StatusModel):
     """Attempts that were disrupted, which are free."""
 
 
-class PlanStatus(StatusModel):
-    """The plan of the job."""
-
-    digest: Digest | None = None
-    """Its digest."""
-    estimate: Sentence | None = None
-    """What it will cost, in words."""
-
-
 class RuntimeStatus(StatusModel):
     """The runtime as it was at the job's start."""
 
@@ -66,23 +57,6 @@ class RuntimeStatus(StatusModel):
     """Its name."""
     hash: Digest | None = None
     """Its hash."""
-
-
-class TeacherStatus(StatusModel):
-    """A hosted teacher."""
-
-    name: Word
-    """Its name."""
-    attempt: Count = 0
-    """Its attempt."""
-    child_uid: Word | None = None
-    """Uid of its Deployment."""
-    url: Uri | None = None
-    """Where it answers."""
-    ready: Count = 0
-    """Replicas that answer."""
-    desired: Count = 0
-    """Replicas that are wanted."""
 
 
 class Failure(StatusModel):
@@ -104,6 +78,68 @@ class Failure(StatusModel):
     """Where it ran."""
     time: Time | None = None
     """When."""
+
+
+class Repeated(StatusModel):
+    """A failure that keeps coming at one place: three times is poison."""
+
+    class_: Annotated[Word, Field(alias="class")]
+    """The exit class."""
+    position: Word
+    """Where: `step 12`, `unit 3`."""
+    count: Count = 0
+    """How often in a row."""
+
+
+class RunStatus(StatusModel):
+    """What the plan, a stage and a teacher have in common: an attempt is claimed here before its children exist."""
+
+    state: Word | None = None
+    """Waiting, Queued, Starting, Running, Draining, Backoff, Succeeded, Skipped or Failed."""
+    attempt: Count = 0
+    """The newest attempt that was claimed."""
+    child_uid: Word | None = None
+    """Uid of its main child, once it was seen."""
+    failures: Count = 0
+    """Attempts that failed and count."""
+    disruptions: Count = 0
+    """Attempts that were disrupted, which are free."""
+    lost: Count = 0
+    """Results that were lost in a row."""
+    repeated: Repeated | None = None
+    """A failure that came again at the same place."""
+    next_attempt_time: Time | None = None
+    """Before then no attempt is claimed."""
+    reason: Word | None = None
+    """One word."""
+    message: Sentence | None = None
+    """One sentence."""
+    last_failure: Failure | None = None
+    """How the last failed attempt ended."""
+
+
+class PlanStatus(RunStatus):
+    """The plan of the job, and the pod that looks it up."""
+
+    digest: Digest | None = None
+    """Its digest."""
+    estimate: Sentence | None = None
+    """What it will cost, in words."""
+    retry: Annotated[str, Field(max_length=253)] | None = None
+    """The retry annotation that the newest attempt carries out."""
+
+
+class TeacherStatus(RunStatus):
+    """A hosted teacher."""
+
+    name: Word
+    """Its name."""
+    url: Uri | None = None
+    """Where it answers."""
+    ready: Count = 0
+    """Replicas that answer."""
+    desired: Count = 0
+    """Replicas that are wanted."""
 
 
 class StageProgress(StatusModel):
@@ -167,19 +203,13 @@ class StageTimes(StatusModel):
     """When it ended."""
 
 
-class StageStatus(StatusModel):
+class StageStatus(RunStatus):
     """A stage."""
 
     name: Word
     """Its name."""
     type: Word | None = None
     """Its type."""
-    state: Word | None = None
-    """Waiting, Queued, Starting, Running, Draining, Backoff, Succeeded, Skipped or Failed."""
-    attempt: Count = 0
-    """Its attempt."""
-    child_uid: Word | None = None
-    """Uid of its main child."""
     found: bool = False
     """Whether its artifact was there already."""
     key: Digest | None = None
@@ -190,18 +220,14 @@ class StageStatus(StatusModel):
     """Where its artifact lies."""
     times: StageTimes | None = None
     """When it began and ended."""
-    reason: Word | None = None
-    """One word."""
-    message: Sentence | None = None
-    """One sentence."""
-    last_failure: Failure | None = None
-    """How its last failed attempt ended."""
     progress: StageProgress | None = None
     """How far it is."""
     rows: RowCounts | None = None
     """Its rows."""
     metrics: Annotated[tuple[Metric, ...], Field(max_length=32)] = ()
     """Figures."""
+    gates_unmet: Annotated[tuple[Sentence, ...], Field(max_length=16)] = ()
+    """Gates that the evaluated model does not reach."""
     checkpoint: CheckpointStatus | None = None
     """Its newest checkpoint."""
     gpu_seconds: Count = 0
@@ -223,6 +249,8 @@ class Usage(StatusModel):
     """Tokens that teachers wrote."""
     bytes_staged: Count = 0
     """Bytes written to the store."""
+    accounted_time: Time | None = None
+    """Until when GPU seconds are counted."""
 
 
 class ArtifactLinks(StatusModel):

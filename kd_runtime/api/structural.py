@@ -62,6 +62,11 @@ def _validation(rule: Rule) -> Schema:
     return validation
 
 
+def _validation_of_string(rule: Rule) -> Schema:
+    """The server names a field, but of a string that breaks a rule not the value: the message must."""
+    return {**_validation(rule), "messageExpression": f'self + " {rule.message}"'}
+
+
 def _field(info: FieldInfo) -> Schema:
     schema = dict(_type(info.annotation, info.metadata))
     if info.description:
@@ -127,6 +132,8 @@ def _marked(schema: Schema, marks: list[Any]) -> Schema:
     for mark in marks:
         if isinstance(mark, KeyClass):
             schema["kd-class"] = mark.value
+        elif isinstance(mark, Rule):
+            schema["x-kubernetes-validations"] = [_validation_of_string(mark)]
         elif isinstance(mark, Remedy):
             schema["kd-remedy"] = mark.text
         elif isinstance(mark, ListMap):

@@ -37,6 +37,17 @@ def structure_errors(schema: Schema, document: Any, path: str = "") -> Iterator[
         yield from structure_errors(child, value, where)
 
 
+def known(schema: Schema, document: Any) -> Any:
+    """``document`` without the fields that ``schema`` does not know: what a later version wrote, as this one can read it."""
+    properties, other = schema.get("properties", {}), schema.get("additionalProperties")
+    if isinstance(document, dict) and (properties or other):
+        parts = {name: properties.get(name, other) for name in document}
+        return {name: known(parts[name], value) for name, value in document.items() if parts[name]}
+    if isinstance(document, list) and "items" in schema:
+        return [known(schema["items"], value) for value in document]
+    return document
+
+
 def kind_of(value: Any) -> str:
     """The JSON Schema type of a value."""
     if isinstance(value, bool):

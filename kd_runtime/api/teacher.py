@@ -9,6 +9,7 @@ from pydantic import Field
 
 from kd_runtime.api.classes import Keyed, Recorded, Structural, Unkeyed
 from kd_runtime.api.model import (
+    HTTPURL,
     RESERVED_NAMES,
     Model,
     ModelSource,
@@ -104,7 +105,7 @@ class HostedTeacher(Model):
     serving: Serving = Serving()
     """How the engine uses its machine."""
     startup_timeout_seconds: Annotated[Seconds, Unkeyed] = 3600
-    """How long the teacher may take until it has answered a first prompt."""
+    """How long the teacher may take, from the start of its container, until it has answered a first prompt."""
     outage_timeout_seconds: Annotated[Seconds, Unkeyed] = 600
     """How long workers wait for a teacher that died before they give up (exit 69)."""
 
@@ -123,7 +124,7 @@ class Limits(Model):
 class ExternalTeacher(Model):
     """A teacher that somebody else serves."""
 
-    base_url: Annotated[str, Field(min_length=8, max_length=1024, pattern=r"^https?://[^\s?#]+$"), Keyed]
+    base_url: Annotated[HTTPURL, Keyed]
     """Address of the API, up to and with /v1."""
     protocol: Annotated[Protocol, Keyed] = Protocol.OpenAI
     """OpenAI answers prompts; KD also scores rows, for logits."""
