@@ -1,7 +1,7 @@
 """The one loss path: KD on head and tail bucket plus cross-entropy, with gradients formed chunk by chunk in forward.
 
-No tensor of positions times vocabulary exists beyond one chunk. In a chunk the logits are replaced by their
-exponentials and these by the gradient of the loss, so there are three matrix products in all and no recomputation.
+No tensor of positions times vocabulary exists beyond one chunk. In a chunk the logits are read by one pass over its rows
+and replaced by the gradient of the loss by another (``rows``), so there are three matrix products in all.
 The gradient of any divergence D on q = softmax(z/T) over the K+1 categories, with h_c = q_c dD/dq_c and S = sum h:
 dD/d(z_j/T) = h_j - q_j S in the head, and (q_j / q_tail) h_tail - q_j S outside: one scalar a row times exp(z_j/T).
 """
@@ -16,8 +16,9 @@ from torch import Tensor
 
 from kd_runtime.losses.columns import Columns, merge
 from kd_runtime.losses.divergences import DivergenceFunction
-from kd_runtime.losses.rows import ABSENT, BLOCK
+from kd_runtime.losses.rows import ABSENT, BLOCK, RowPass
 from kd_runtime.losses.student import FLOOR, Student
+from kd_runtime.losses.torch_rows import ON_CPU
 
 STATS = ("kd", "ce", "teacher_head_mass", "student_head_mass", "top1_agree", "topk_overlap", "student_entropy")
 """The columns of the per-position values, in order."""
@@ -32,7 +33,7 @@ class Settings:
     temperature: float = 1.0
     softcap: float | None = None
     chunk_positions: int = 256
-    block_rows: int = 16
+    row_pass: RowPass = ON_CPU
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ def walk(
     compute = torch.promote_types(hidden.dtype, torch.float32)
     width = -(-settings.vocab // BLOCK) * BLOCK
     size = min(settings.chunk_positions, len(hidden))
-    buffer = torch.empty(size, width, dtype=compute, device=hidden.device)
+    buffer = torch.empty(size, width, dtype=settings.row_pass.buffer_dtype(hidden.dtype), device=hidden.device)
     values = torch.empty(len(hidden), len(STATS), dtype=compute, device=hidden.device)
     for start in range(0, len(hidden), max(size, 1)):
         part = slice(start, min(start + size, len(hidden)))
@@ -109,8 +110,6 @@ def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, settings: Setti
         inner.copy_(hidden @ weight.t())
     if bias is not None:
         inner.add_(bias[: settings.vocab])
-    if settings.softcap is not None:
-        inner.div_(settings.softcap).tanh_().mul_(settings.softcap)
     out[:, settings.vocab :] = ABSENT
 
 
@@ -119,23 +118,28 @@ def _backpropagate(dz: Tensor, hidden: Tensor, weight: Tensor, gradients: Gradie
     if gradients.hidden is not None:
         gradients.hidden[part] = dz.to(weight.dtype) @ weight
     if gradients.weight is not None:
-        gradients.weight[: dz.shape[1]].addmm_(dz.t(), hidden.to(dz.dtype))
+        _add_product_(gradients.weight[: dz.shape[1]], dz.t(), hidden)
     if gradients.bias is not None:
-        gradients.bias[: dz.shape[1]] += dz.sum(0)
+        gradients.bias[: dz.shape[1]] += dz.sum(0, dtype=gradients.bias.dtype)
+
+
+def _add_product_(to: Tensor, left: Tensor, right: Tensor) -> None:
+    """Add left times right to ``to``, which may be wider than they are; sums are in its type."""
+    if left.dtype == right.dtype != to.dtype and to.is_cuda:
+        torch.addmm(to, left, right, out_dtype=to.dtype, out=to)
+    else:
+        to.addmm_(left.to(to.dtype), right.to(to.dtype))
 
 
 def _chunk(z: Tensor, targets: Targets, settings: Settings, want_gradient: bool) -> Tensor:
     """Values [C, len(STATS)] of the logits ``z`` [C, width], which become the loss's gradient if that is wanted."""
-    slope = 1 - (z / settings.softcap) ** 2 if settings.softcap is not None and want_gradient else None
     columns = merge(targets.label_ids, targets.top_ids, targets.kd_mask)
-    head, label = columns.gather(z)
-    columns.fill_(z, ABSENT)
     temperature = settings.temperature
-    tempered = z if temperature == 1 else z / temperature
-    plain = Student.of(z, head, label, columns, settings.block_rows, largest=head.shape[1])
+    rows = settings.row_pass.read(z, columns, temperature, settings.softcap, want_gradient)
+    plain = Student.of(rows.plain, rows.head, rows.label, columns)
     cool = plain
     if temperature != 1:
-        cool = Student.of(tempered, head / temperature, label / temperature, columns, settings.block_rows)
+        cool = Student.of(rows.cool, rows.head / temperature, rows.label / temperature, columns)
     log_p = _teacher_categories(targets, columns)
     log_q = cool.categories()
     value, h = settings.divergence(log_p, log_q)
@@ -145,15 +149,9 @@ def _chunk(z: Tensor, targets: Targets, settings: Settings, want_gradient: bool)
         kd_scale = torch.where(targets.kd_mask, targets.kd_scale * temperature, 0)
         kd = cool.kd_gradient(h, log_q).times(kd_scale)
         ce = plain.ce_gradient().times(targets.ce_scale)
-        if temperature == 1:
-            z.mul_((kd.row + ce.row)[:, None])
-        else:
-            z.mul_(ce.row[:, None]).addcmul_(tempered, kd.row[:, None])
-        columns.write_(z, kd.head + ce.head, kd.label + ce.label)
-        if slope is not None:
-            z.mul_(slope)
+        rows.write_(kd.row, ce.row, kd.head + ce.head, kd.label + ce.label)
     value = torch.where(targets.kd_mask, temperature**2 * value, 0)
-    return torch.stack([value, plain.log_sum - label, *_statistics(targets, log_p, plain, cool)], 1)
+    return torch.stack([value, plain.log_sum - rows.label, *_statistics(targets, log_p, plain, cool)], 1)
 
 
 def _teacher_categories(targets: Targets, columns: Columns) -> Tensor:

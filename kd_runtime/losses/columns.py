@@ -39,7 +39,7 @@ class Columns:
         """Put ``head`` [C, K] into the head's columns, and ``label_outside`` [C] into a label's that is no entry."""
         inside = (head * self.is_label).sum(1)
         label = torch.where(self.label_in_head, inside, label_outside)[:, None]
-        z.scatter_(1, self.ids, torch.cat([torch.where(self.in_head, head, label), label], 1))
+        z.scatter_(1, self.ids, torch.cat([torch.where(self.in_head, head, label), label], 1).to(z.dtype))
 
 
 def merge(label_ids: Tensor, top_ids: Tensor, kd_mask: Tensor) -> Columns:

@@ -24,6 +24,8 @@ from kd_runtime.api.failures import SettingsError
 from kd_runtime.losses.chunked import STATS, Gradients, Settings, Targets, walk
 from kd_runtime.losses.divergences import Parameters
 from kd_runtime.losses.divergences import divergence as divergence_named
+from kd_runtime.losses.rows import RowPass
+from kd_runtime.losses.triton_rows import row_pass_for
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class SparseKDHead(nn.Module):
     embeddings stay tied and ZeRO-3 gathers it once a pass. ``vocab`` is the tokenizer's true size V: rows of the
     weight beyond it are padding, with zero probability and zero gradient. Raises SettingsError for what it cannot do:
     a quantised or LoRA-wrapped head, an unknown divergence, a temperature that is not positive. ``temperature`` is that
-    of the targets: the reader gives head and tail at it.
+    of the targets: the reader gives head and tail at it. ``row_pass`` None: the device's.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class SparseKDHead(nn.Module):
         logit_scale: float = 1.0,
         softcap: float | None = None,
         chunk_positions: int | None = None,
+        row_pass: RowPass | None = None,
     ) -> None:
         super().__init__()
         self.weight, bias = _parameters(lm_head)
@@ -74,6 +77,7 @@ class SparseKDHead(nn.Module):
         self.chunk_positions = chunk_positions
         self.divergence = divergence
         function = divergence_named(divergence, parameters)
+        self.row_pass = row_pass
         self.settings = Settings(function, vocab, _positive(temperature), softcap)
 
     def adjust(self, *, temperature: float, parameters: Parameters) -> None:
@@ -116,10 +120,15 @@ class SparseKDHead(nn.Module):
         targets = self._targets(label_ids, heads, kd_mask, ce_mask, kd_weight, ce_weight, draws)
         if self.logit_scale != 1:
             hidden = hidden * self.logit_scale
-        settings = _sized(self.settings, hidden, self.chunk_positions)
+        settings = self._sized(hidden.device)
         arguments = (hidden, self.weight, self.bias, targets, settings, torch.is_grad_enabled())
         loss, values = _SparseKD.apply(*arguments)  # type: ignore[no-untyped-call]
         return loss, _sums(values, kd_mask, ce_mask, per_position)
+
+    def _sized(self, device: torch.device) -> Settings:
+        """Chunk and pass for the device: on a CPU few rows at a time keep the passes over them in its cache."""
+        chunk = self.chunk_positions or (256 if device.type == "cpu" else 1024)
+        return replace(self.settings, chunk_positions=chunk, row_pass=self.row_pass or row_pass_for(device))
 
     def _targets(
         self,
@@ -216,15 +225,6 @@ def _parameters(lm_head: nn.Module | nn.Parameter) -> tuple[nn.Parameter, nn.Par
         )
         raise SettingsError(f"student: the output head is {kind}, which is not supported; leave lm_head unquantised")
     return weight, bias
-
-
-def _sized(settings: Settings, hidden: Tensor, chunk_positions: int | None) -> Settings:
-    """Chunk sizes for the device: on a CPU few rows at a time keep the passes over them in its cache."""
-    on_cpu = hidden.device.type == "cpu"
-    chunk = chunk_positions or (256 if on_cpu else 1024)
-    return Settings(
-        settings.divergence, settings.vocab, settings.temperature, settings.softcap, chunk, 16 if on_cpu else 256
-    )
 
 
 def _positive(temperature: float) -> float:

@@ -1,15 +1,23 @@
-"""The pass over a chunk's logits: log-sum-exp, largest values and entropy of the columns that are not merged."""
+"""What a pass over a chunk's rows of logits gives: sums over the columns that are not merged, and the gradient in place.
+
+There are two: plain PyTorch (``torch_rows``) on any device, and Triton (``triton_rows``) on CUDA. Both read the rows
+once at the start and overwrite them with the loss's gradient at the end; all between is on [C, K+1].
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from kd_runtime.losses.columns import Columns
+
 ABSENT = -1e30
 """What stands in columns that do not count: exp is 0 as for -inf, and so is its product with 0."""
-_LOWEST = -1e20
+LOWEST = -1e20
+"""No logit that counts is as low."""
 BLOCK = 64
 """Columns whose maximum is taken together; a chunk's width is a multiple of it."""
 
@@ -33,29 +41,38 @@ class Remainder:
         return self.maximum + self.total.log()
 
 
-def exponentiate_(z: Tensor, largest: int, block_rows: int) -> Remainder:
-    """Turn ``z`` [C, multiple of BLOCK] into exp(z - row maximum), in place, and return what it was.
+class Rows(Protocol):
+    """A chunk of C rows that was read."""
 
-    ``block_rows`` rows are treated at a time, so that on a CPU the passes over them stay in its cache.
-    """
-    scratch = z.new_empty(min(block_rows, len(z)), z.shape[1])
-    parts = [_exponentiate_block_(rows, scratch[: len(rows)], largest) for rows in torch.split(z, block_rows)]
-    maximum, total, weighted, top = zip(*parts, strict=True)
-    return Remainder(torch.cat(maximum), torch.cat(total), torch.cat(weighted), torch.cat(top) if largest else None)
+    head: Tensor
+    """[C, K]: logits in the slots of the head, soft-capped; the label's where a slot is no entry."""
+    label: Tensor
+    """[C]: of the label."""
+    plain: Remainder
+    """Of the logits."""
+    cool: Remainder
+    """Of the logits over the temperature, without ``largest``; ``plain`` where it is 1."""
+
+    def write_(self, cool_row: Tensor, plain_row: Tensor, head: Tensor, label: Tensor) -> None:
+        """Overwrite the rows with the gradient of the logits before the soft-cap.
+
+        Outside the merged columns it is ``cool_row`` [C] times exp(z/T - ``cool.maximum``) plus ``plain_row`` [C] times
+        exp(z - ``plain.maximum``), in them ``head`` [C, K] and ``label`` [C], all times the soft-cap's slope.
+        """
 
 
-def _exponentiate_block_(z: Tensor, scratch: Tensor, largest: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    maxima = z.view(len(z), -1, BLOCK).amax(-1)
-    top = _largest(z, maxima, largest) if largest else maxima
-    maximum = maxima.amax(-1).clamp(min=_LOWEST)
-    torch.sub(z, maximum[:, None], out=scratch)
-    torch.exp(scratch, out=z)
-    weighted = torch.bmm(scratch[:, None, :], z[:, :, None]).view(-1)
-    return maximum, z.sum(-1), weighted, top
+class RowPass(Protocol):
+    """A way to read rows."""
+
+    def buffer_dtype(self, logits: torch.dtype) -> torch.dtype:
+        """In what the rows are kept, whose matrix product comes in ``logits``."""
+
+    def read(self, z: Tensor, columns: Columns, temperature: float, softcap: float | None, want_gradient: bool) -> Rows:
+        """Read ``z`` [C, multiple of BLOCK], logits before the soft-cap; ``z`` is the pass's own from here on."""
 
 
-def _largest(z: Tensor, maxima: Tensor, count: int) -> Tensor:
-    """The ``count`` largest of each row, ascending: they lie in the ``count`` blocks with the largest maxima."""
+def largest_of(z: Tensor, maxima: Tensor, count: int) -> Tensor:
+    """The ``count`` largest of each row, ascending: they lie in the ``count`` blocks with the largest ``maxima``."""
     if maxima.shape[1] > 2 * count:
         blocks = maxima.topk(count, sorted=False).indices
         z = z.view(len(z), -1, BLOCK).gather(1, blocks[:, :, None].expand(-1, -1, BLOCK)).flatten(1)

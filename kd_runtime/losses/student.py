@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from kd_runtime.losses.columns import Columns
-from kd_runtime.losses.rows import Remainder, exponentiate_
+from kd_runtime.losses.rows import Remainder
 
 FLOOR = -1e4
 """Log of a probability that is zero, where an infinity would turn 0 * log 0 into NaN."""
@@ -48,9 +48,8 @@ class Student:
     """[C]: the same of all columns."""
 
     @classmethod
-    def of(cls, u: Tensor, head: Tensor, label: Tensor, columns: Columns, block_rows: int, largest: int = 0) -> Student:
-        """Read ``u`` [C, width], whose merged columns are absent, and replace it by exp(u - maximum)."""
-        remainder = exponentiate_(u, largest, block_rows)
+    def of(cls, remainder: Remainder, head: Tensor, label: Tensor, columns: Columns) -> Student:
+        """Put together what a pass over the rows read and the values of the merged columns, all of u."""
         log_head = torch.where(columns.in_head, head, -torch.inf).logsumexp(1)
         outside = torch.where(columns.label_in_head, -torch.inf, label)
         log_tail = torch.logaddexp(remainder.log_sum, outside)

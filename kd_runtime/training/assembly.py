@@ -12,7 +12,7 @@ from kd_runtime.artifacts.rows import RowsReader
 from kd_runtime.logits.reader import LogitsReader
 from kd_runtime.logits.spec import ShardSpec
 from kd_runtime.training.batches import MicroBatchRule
-from kd_runtime.training.engine import deepspeed_config, sharded_loading, start_engine
+from kd_runtime.training.engine import deepspeed_config, loading, sharded_loading, start_engine
 from kd_runtime.training.examples import ExampleSource
 from kd_runtime.training.loop import Place, Trainer
 from kd_runtime.training.order import TrainingOrder
@@ -24,7 +24,7 @@ from kd_runtime.training.task import RankTask
 def assemble(task: RankTask) -> Trainer:
     """Everything that a rank trains with. All ranks call it at once: the engine's start is collective."""
     selection = Selection.load(task.selection)
-    config = deepspeed_config(task.train)
+    config = loading(deepspeed_config(task.train), universal=task.universal)
     with sharded_loading(config):
         student = build_student(task.model, task.train, task.vocabulary, trust_remote_code=task.trust_remote_code)
     spec = ShardSpec.of_metadata(task.logits_spec) if task.logits_spec else None

@@ -13,6 +13,8 @@ from kd_runtime.artifacts.manifest import ObjectRef
 from kd_runtime.artifacts.store import Missing, Store, body_sha256
 
 MANIFEST = "manifest.json"
+LOG = "train.jsonl"
+"""The training log up to the checkpoint, beside DeepSpeed's files."""
 
 
 class Checkpoint(BaseModel):

@@ -70,6 +70,11 @@ def _base(train: Train) -> dict[str, Any]:
     }
 
 
+def loading(config: Mapping[str, Any], *, universal: bool) -> dict[str, Any]:
+    """DeepSpeed's configuration for an engine that loads checkpoints in the universal form, or in that of as many ranks."""
+    return {**config, "checkpoint": {**config.get("checkpoint", {}), "load_universal": universal}}
+
+
 def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     result = dict(base)
     for name, value in over.items():

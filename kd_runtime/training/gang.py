@@ -55,11 +55,11 @@ class Placement:
 
 
 class GangError(KDError):
-    """A gang did not end well; its class is the highest of its ranks'."""
+    """A gang did not end well; its class is the highest of its ranks', its position the step that was being taken."""
 
-    def __init__(self, kind: ExitClass, message: str):
+    def __init__(self, kind: ExitClass, message: str, position: str = ""):
         super().__init__(message)
-        self.exit_class = kind
+        self.exit_class, self.position = kind, position
 
 
 @dataclass
@@ -80,6 +80,8 @@ class Gang:
     """False: SIGTERM ends the ranks at once (a rehearsal has nothing to save)."""
     _ranks: dict[int, subprocess.Popen[bytes]] = field(default_factory=dict)
     _stopped_at: float | None = None
+    _steps: int = 0
+    """That are done, as far as was heard."""
 
     def run(self) -> None:
         """Start the ranks and wait for them. Must be called in the main thread."""
@@ -128,6 +130,7 @@ class Gang:
                     ExitClass.Transient,
                     f"train: no rank made progress for {self.stall_seconds:g} s (stallTimeoutSeconds), last "
                     f"{self._phases()}; ended, to be tried again",
+                    self._position(),
                 )
             time.sleep(POLL_SECONDS)
         self._hear(beats)
@@ -140,6 +143,7 @@ class Gang:
             if sign is not None and sign.beat != beats.get(rank):
                 beats[rank] = sign.beat
                 news = True
+                self._steps = max(self._steps, sign.step if sign.phase == "training" else 0)
                 if rank == self.placement.first:
                     self.heard(sign)
         return news
@@ -172,7 +176,11 @@ class Gang:
         rank = next(rank for rank, code in failed.items() if exit_class(code) is kind)
         if kind not in (ExitClass.Drained, ExitClass.Killed):
             self._show_log(rank)
-        raise GangError(kind, self._said(rank, failed[rank]))
+        raise GangError(kind, self._said(rank, failed[rank]), self._position())
+
+    def _position(self) -> str:
+        """The step that was being taken; empty before the first was done."""
+        return f"step {self._steps + 1}" if self._steps else ""
 
     def _said(self, rank: int, code: int) -> str:
         result = StageResult.read(self._result_path(rank))

@@ -17,6 +17,7 @@ from typing import Any
 from kd_runtime.api.failures import DrainedError, ExitClass, KDError, classify
 from kd_runtime.api.result import StageResult
 from kd_runtime.telemetry.processes import die_with_parent
+from kd_runtime.training.memory import peak_bytes, resident_bytes
 from kd_runtime.training.signs import Signs
 from kd_runtime.training.task import RankTask
 
@@ -88,16 +89,20 @@ class Rank:
     log: list[dict[str, Any]] = field(default_factory=list)
     tokens: int = 0
     started: float = field(default_factory=time.perf_counter)
+    memory: dict[str, int] = field(default_factory=dict)
+    """Bytes: resident before the student is loaded, then the peak at the end of each phase."""
 
     def run(self) -> None:
         """Raises DrainedError after a checkpoint that SIGTERM asked for."""
         from kd_runtime.training.engine import init_distributed
 
         init_distributed()
+        self.memory["libraries"] = resident_bytes()
         self.signs.give("loading the student")
         trainer = self._trainer()
         if self.task.train.packing:
             trainer.student.check_packing(trainer.place.device)
+        self.memory["loaded"] = peak_bytes()
         if self.task.rehearsal:
             self._rehearse(trainer)
             return
@@ -107,8 +112,10 @@ class Rank:
         if drained:
             raise DrainedError(f"drained after step {self.log[-1]['step']} of {trainer.order.steps}, at a checkpoint")
         trained = time.perf_counter()
+        self.memory["trained"] = peak_bytes()
         self.signs.give("saving the student", step=trainer.order.steps, steps=trainer.order.steps)
         self._export(trainer)
+        self.memory["saved"] = peak_bytes()
         self._write_timing(trainer, {"load": loaded - self.started, "train": trained - loaded})
 
     def _trainer(self) -> Any:
@@ -170,7 +177,7 @@ class Rank:
     def _write_timing(self, trainer: Any, phases: dict[str, float]) -> None:
         if trainer.place.rank == 0:
             facts = {"tokens": self.tokens, "world": trainer.place.world, "threads": self.task.threads}
-            timing = {**facts, "seconds": {**phases, **trainer.seconds}}
+            timing = {**facts, "memory": self.memory, "seconds": {**phases, **trainer.seconds}}
             (self.task.out / "timing.json").write_text(json.dumps(timing, indent=1))
 
 

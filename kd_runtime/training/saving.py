@@ -16,10 +16,9 @@ import torch.distributed as dist
 from kd_runtime.artifacts.manifest import ObjectRef
 from kd_runtime.artifacts.store import open_store
 from kd_runtime.training import checkpoints
+from kd_runtime.training.checkpoints import LOG
 from kd_runtime.training.loop import Trainer
 from kd_runtime.training.task import RankTask, zero_stage
-
-LOG = "train.jsonl"
 
 
 def encoded_log(records: list[dict[str, Any]]) -> bytes:
@@ -85,9 +84,25 @@ def restore(trainer: Trainer, task: RankTask) -> list[dict[str, Any]]:
     """Load the checkpoint in ``task.resume`` into the engine; the log up to it."""
     assert task.resume is not None
     folder = Path(task.resume)
+    settings = [_settings(group) for group in trainer.engine.optimizer.param_groups]
     path, _ = trainer.engine.load_checkpoint(
         str(folder.parent), tag=folder.name, load_module_strict=task.train.lora is None
     )
     if path is None:
         raise RuntimeError(f"DeepSpeed found no checkpoint in {folder}")
+    if task.universal and zero_stage(task.train) == 3:
+        _repair(trainer.engine.optimizer.optimizer, settings)
     return [json.loads(line) for line in (folder / LOG).read_text().splitlines()]
+
+
+def _settings(group: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in group.items() if name != "params"}
+
+
+def _repair(optimizer: Any, settings: list[dict[str, Any]]) -> None:
+    """What DeepSpeed 0.19.8 gets wrong at ZeRO 3: all groups share one counter of steps, and the first group's weight decay."""
+    for state in optimizer.state.values():
+        if "step" in state:
+            state["step"] = state["step"].clone()
+    for group, own in zip(optimizer.param_groups, settings, strict=True):
+        group.update(own)

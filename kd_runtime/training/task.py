@@ -55,6 +55,8 @@ class RankTask(BaseModel):
     resume: Path | None = None
     """A downloaded checkpoint's folder."""
     resume_step: int = 0
+    universal: bool = False
+    """``resume`` is in DeepSpeed's universal form, which any number of ranks loads."""
     rehearsal: bool = False
     """Take one step on the longest micro-batch, write nothing, end."""
     threads: int = 1

@@ -12,6 +12,8 @@ from kd_runtime.logits.build import TeacherRow, build_planes
 from kd_runtime.logits.spec import ShardSpec
 from kd_runtime.losses.head import SparseKDHead
 
+pytestmark = pytest.mark.usefixtures("each_row_pass")
+
 ON = torch.ones(1, dtype=torch.bool)
 
 

@@ -13,6 +13,8 @@ from kd_runtime.api.failures import SettingsError
 from kd_runtime.losses import custom
 from kd_runtime.losses.divergences import Parameters
 
+pytestmark = pytest.mark.usefixtures("each_row_pass")
+
 WRONG = {"whole": lambda p, q: q.sum(), "numbers": lambda p, q: 3.0, "teacher": lambda p, q: p.exp().sum(-1)}
 NAMES = {"mine": "kd_runtime.losses.reference:forward_kl", "number": "math:pi"} | {
     name: f"losses.test_losses_custom:{name}" for name in WRONG

@@ -11,6 +11,8 @@ from torch import nn
 from kd_runtime.losses.divergences import Parameters
 from kd_runtime.losses.head import SparseKDHead
 
+pytestmark = pytest.mark.usefixtures("each_row_pass")
+
 P = torch.tensor([0.5, 0.25, 0.15, 0.07, 0.03], dtype=torch.float64)
 Q = torch.tensor([0.3, 0.3, 0.2, 0.1, 0.1], dtype=torch.float64)
 

@@ -6,12 +6,14 @@ import itertools
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from losses.examples import DIVERGENCES, Case, case
 from torch import nn
 
 from kd_runtime.losses.divergences import Parameters
+
+pytestmark = pytest.mark.usefixtures("each_row_pass")
 
 
 def assert_equals_reference(given_case: Case, chunk: int | None = None, tolerance: float = 1e-10) -> None:
@@ -41,7 +43,7 @@ def test_every_setting(divergence: str, temperature: float, softcap: float | Non
     temperature=st.sampled_from([1.0, 1.7]),
     share=st.floats(0.01, 0.99),
 )
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_sizes(
     seed: int,
     positions: int,
@@ -73,23 +75,6 @@ def test_mixes_of_divergence_and_cross_entropy(kd_weight: float, ce_weight: floa
 
 def test_a_bias_of_the_head() -> None:
     assert_equals_reference(case(bias=nn.Parameter(torch.randn(208, dtype=torch.float64))), chunk=7)
-
-
-@pytest.mark.parametrize("divergence", [name for name in DIVERGENCES if name != "AdaptiveKL"])  # its weights are held
-def test_gradients_are_the_slopes_of_the_value(divergence: str) -> None:
-    built = case(positions=4, vocab=40, width=5, k=6, divergence=divergence)
-    found = built.gradients(built.fast()[0])
-    step = 1e-5
-    for leaf, gradient in zip(built.leaves(), found, strict=True):
-        flat, slopes = leaf.data.view(-1), torch.empty(leaf.numel(), dtype=torch.float64)
-        for at in range(leaf.numel()):
-            kept = float(flat[at])
-            flat[at] = kept + step
-            above = built.fast()[0].detach()
-            flat[at] = kept - step
-            slopes[at] = (above - built.fast()[0].detach()) / (2 * step)
-            flat[at] = kept
-        torch.testing.assert_close(gradient.view(-1), slopes, rtol=0, atol=1e-8)
 
 
 def test_float32_agrees_with_float64() -> None:

@@ -167,6 +167,8 @@ def test_a_gang_without_progress_is_ended_as_a_stall(prepared: Runs) -> None:
     with pytest.raises(GangError, match=r"no rank made progress for 3 s .*rank 1: training") as ended:
         gang_that(run, freeze).run()
     assert ended.value.exit_class is ExitClass.Transient
+    done = max(sign.step for sign in run.signs if sign.phase == "training")
+    assert ended.value.position == f"step {done + 1}"
     assert no_rank_lives(run)
 
 
