@@ -66,6 +66,11 @@ class FaultyTeacher:
         if self.port is not None:
             self._server.stop()
 
+    def die(self) -> None:
+        """Be gone in the midst of a request, of which nobody hears again; ``with`` again, and it is back at its port."""
+        assert self.port is not None
+        self._server.die()
+
     @property
     def pairs(self) -> Counter[tuple[str, int]]:
         """How often each (question, seed) was asked."""
@@ -122,9 +127,13 @@ class Server:
             time.sleep(0.005)
         self.url = f"http://127.0.0.1:{self._server.servers[0].sockets[0].getsockname()[1]}"
 
+    def die(self) -> None:
+        """Be gone soon; also from within a request."""
+        self._server.should_exit = self._server.force_exit = True
+
     def stop(self) -> None:
         """Be gone, as a teacher that died."""
-        self._server.should_exit = self._server.force_exit = True
+        self.die()
         self._thread.join()
 
 

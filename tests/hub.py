@@ -14,7 +14,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 class RecordedHub:
-    """``repositories`` maps OWNER/NAME to a folder. Use as a context manager; ``url`` is for HF_ENDPOINT."""
+    """``repositories`` maps OWNER/NAME, or OWNER/NAME@REVISION, to a folder. Use as a context manager; ``url`` is for HF_ENDPOINT."""
 
     def __init__(self, repositories: dict[str, Path], token: str | None = None):
         self.requests: list[str] = []
@@ -35,10 +35,13 @@ class RecordedHub:
                 path = self.path.partition("?")[0]
                 if token and self.headers.get("Authorization") != f"Bearer {token}":
                     return self._send(401, b"{}", {"X-Error-Code": "GatedRepo", "X-Error-Message": "gated"}, body)
-                for name, folder in repositories.items():
-                    if path.startswith(f"/api/models/{name}"):
+                for key, folder in repositories.items():
+                    name, _, revision = key.partition("@")
+                    if path.startswith(f"/api/models/{name}") and path.endswith(
+                        f"/revision/{revision}" if revision else ""
+                    ):
                         return self._send(200, json.dumps(model_info(name, folder)).encode(), {}, body)
-                    if path.startswith(f"/{name}/resolve/"):
+                    if path.startswith(f"/{name}/resolve/{revision}"):
                         return self._file(folder / path.split("/", 5)[-1], body)
                 return self._send(404, b"{}", {"X-Error-Code": "RepoNotFound"}, body)
 

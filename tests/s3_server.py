@@ -15,6 +15,7 @@ from uuid import uuid4
 
 import boto3
 import pytest
+from kit import crash
 
 
 @dataclass
@@ -76,7 +77,7 @@ def _versitygw(kit: str) -> Iterator[S3Server]:
                 values["AWS_ENDPOINT_URL"], values["AWS_ACCESS_KEY_ID"], values["AWS_SECRET_ACCESS_KEY"], "versitygw"
             )
         finally:
-            subprocess.run([kit, "crash", "versitygw"], env=environment, check=True)
+            crash(environment, "versitygw")
             subprocess.run([kit, "down"], env=environment, check=False, capture_output=True)
 
 

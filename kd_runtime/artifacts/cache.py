@@ -134,7 +134,7 @@ class Cache:
             incoming.unlink()
         raise StorageError(
             f"{store.uri}{ref.name}: has {size} bytes of sha256 {digest[:12]}, its manifest says {ref.size} of {ref.sha256[:12]}; "
-            "the object is damaged: delete the artifact and run again"
+            "the object is damaged: delete it and run again, then the artifact is made anew"
         )
 
     def _link(self, folder: Path, files: dict[str, Path]) -> None:

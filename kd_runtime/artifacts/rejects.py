@@ -51,7 +51,9 @@ def read_rejects(store: Store, manifest: Manifest) -> list[Reject]:
     for ref in manifest.select(REJECTS):
         body = store.get(ref.name)
         if body_sha256(body) != ref.sha256:
-            raise StorageError(f"{store.uri}{ref.name}: is damaged; delete the artifact and run again")
+            raise StorageError(
+                f"{store.uri}{ref.name}: is damaged; delete it and run again, then the artifact is made anew"
+            )
         rejects += decode_rejects(body)
     return rejects
 

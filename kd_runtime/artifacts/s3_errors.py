@@ -28,8 +28,10 @@ def refused(error: BaseException) -> bool:
 def retryable(error: BaseException) -> bool:
     """True for what boto3 does not try again by itself, and another try may mend."""
     from botocore import exceptions
+    from urllib3.exceptions import HTTPError
 
     broken = (
+        HTTPError,  # as it is where the body of a refusal breaks off, which botocore reads unguarded
         exceptions.ReadTimeoutError,
         exceptions.IncompleteReadError,
         exceptions.ResponseStreamingError,

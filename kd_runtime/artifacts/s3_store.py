@@ -23,6 +23,7 @@ from kd_runtime.artifacts.store import (
     checked_name,
     local_errors,
 )
+from kd_runtime.outbound.addresses import guard_of
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -261,10 +262,11 @@ class S3Store:
 
 
 def _boto_error() -> tuple[type[Exception], ...]:
-    """What boto3 raises: answers of the server, and everything short of an answer."""
+    """What boto3 raises: answers of the server, and everything short of an answer, some of it as urllib3 said it."""
     from botocore.exceptions import BotoCoreError, ClientError
+    from urllib3.exceptions import HTTPError
 
-    return (BotoCoreError, ClientError)
+    return (BotoCoreError, ClientError, HTTPError)
 
 
 def _client(endpoint: str | None, region: str | None, attempts: int, silence: float) -> S3Client:
@@ -283,12 +285,19 @@ def _client(endpoint: str | None, region: str | None, attempts: int, silence: fl
         response_checksum_validation="when_required",
     )
     session = boto3.session.Session()
-    return session.client(
+    client = session.client(
         "s3",
         endpoint_url=endpoint,
         region_name=region or session.region_name or "us-east-1",
         config=config,
     )
+    # An endpoint that is given is the job's; that of the environment, and AWS's own, are the platform's.
+    guard = guard_of("spec.artifacts.endpoint") if endpoint else None
+    if guard is not None:
+        from kd_runtime.outbound.s3 import guard_s3_client
+
+        guard_s3_client(client, guard)
+    return client
 
 
 def _digest(head: Any) -> str | None:

@@ -14,12 +14,14 @@ from typing import Any
 from kd_runtime.api.failures import StorageError
 from kd_runtime.artifacts.manifest import ObjectRef
 from kd_runtime.artifacts.rejects import Reject
-from kd_runtime.artifacts.store import AlreadyExists, Store, body_sha256
+from kd_runtime.artifacts.store import AlreadyExists, Missing, Store, body_sha256
+from kd_runtime.artifacts.wholeness import is_there
 
 ANSWERS = "answers/"
 RETRY = "retry-"
 UNIT_PAIRS = 256
 READERS = 16
+COMMIT_TRIES = 5
 SEED_BITS = 31
 """Every server takes a seed below 2^31."""
 
@@ -170,6 +172,8 @@ class UnitStore:
     def covered(self) -> dict[Pair, CommitRef]:
         """Every pair that a commit covers now. Commits never change: each is read once.
 
+        A commit of which an object is gone covers nothing: what it answered is asked again.
+
         Raises:
             StorageError: a commit is garbled (named).
         """
@@ -194,10 +198,11 @@ class UnitStore:
     ) -> UnitCommit:
         """Commit the answers to ``pairs`` (those that were asked): objects first, each (content, suffix), then the commit.
 
-        Returns the commit that counts: of two writers that asked the same pairs, the first one's.
+        Returns the commit that counts: of two writers that asked the same pairs, the first one's, unless an object of it is gone.
 
         Raises:
             ValueError: ``pairs`` is not exactly done and rejected.
+            StorageError: the store shows another state at each look.
         """
         _check_sum(pairs, done, rejected)
         with self._guard:
@@ -206,13 +211,18 @@ class UnitStore:
         refs = tuple(self._stored(unit, body, suffix) for body, suffix in objects)
         name = f"{self.prefix}{unit}.json"
         ours = UnitCommit(name, unit, tuple(done), tuple(rejected), refs, dict(extra or {}), self.writer, nonces)
-        try:
-            self.store.put(name, ours.encoded(), if_absent=True)
-        except AlreadyExists:
-            return self._adopted(ours)
-        with self._guard:
-            self._coverage.commits[name] = ours
-        return ours
+        for _ in range(COMMIT_TRIES):
+            try:
+                self.store.put(name, ours.encoded(), if_absent=True)
+            except AlreadyExists:
+                winner = self._winner(name)
+                if winner is not None:
+                    return self._adopted(ours, winner)
+                continue
+            with self._guard:
+                self._coverage.commits[name] = ours
+            return ours
+        raise StorageError(f"{self.store.uri}{name}: loses an object each time; see what else deletes there")
 
     def read(self, commit: UnitCommit, suffix: str) -> bytes:
         """One object of a commit, verified.
@@ -240,12 +250,16 @@ class UnitStore:
 
     def _refresh(self) -> None:
         known = self._coverage
-        names = [info.name for info in self.store.list(self.prefix) if info.name.endswith(".json")]
+        listed = {info.name: info.size for info in self.store.list(self.prefix)}
+        names = [name for name in listed if name.endswith(".json")]
         read = {n for n in names if n in known.commits or _nonce(n, self.prefix) in known.retries}
         new = [name for name in names if name not in read]
         with ThreadPoolExecutor(READERS) as pool:
             for name, body in zip(new, pool.map(self.store.get, new), strict=True):
                 self._learn(name, body)
+        for name, commit in list(known.commits.items()):
+            if not self._whole(commit, listed):
+                del known.commits[name]
 
     def _learn(self, name: str, body: bytes) -> None:
         nonce = _nonce(name, self.prefix)
@@ -264,11 +278,25 @@ class UnitStore:
         self.store.put(name, body, sha256=digest)
         return ObjectRef(name=name, size=size, sha256=digest, path=f"{unit}.{suffix}")
 
-    def _adopted(self, ours: UnitCommit) -> UnitCommit:
-        body = self.store.get(ours.name)
+    def _whole(self, commit: UnitCommit, listed: Mapping[str, int]) -> bool:
+        return all(is_there(self.store, ref, listed) for ref in commit.objects)
+
+    def _winner(self, name: str) -> UnitCommit | None:
+        """The commit that is there; None, and it is removed, where an object of it is gone."""
+        try:
+            body = self.store.get(name)
+        except Missing:
+            return None
         with self._guard:
-            self._learn(ours.name, body)
-            winner = self._coverage.commits[ours.name]
+            self._learn(name, body)
+            winner = self._coverage.commits[name]
+            if self._whole(winner, {}):
+                return winner
+            del self._coverage.commits[name]
+        self.store.delete(name)
+        return None
+
+    def _adopted(self, ours: UnitCommit, winner: UnitCommit) -> UnitCommit:
         kept = {ref.name for ref in winner.objects}
         for ref in ours.objects:
             if ref.name not in kept:

@@ -9,10 +9,11 @@ from kd_runtime.api.failures import SettingsError
 from kd_runtime.api.job import Gate, GateMetric, GateOp
 from kd_runtime.api.result import GateOutcome
 from kd_runtime.artifacts.cache import Cache
-from kd_runtime.artifacts.manifest import Manifest
+from kd_runtime.artifacts.manifest import Manifest, read_manifest
 from kd_runtime.artifacts.store import Store
 from kd_runtime.evaluation.bootstrap import RESAMPLES, Bootstrap
 from kd_runtime.evaluation.scores import Items, Score, Who, change_bootstrap, gap_bootstrap, read_items, score_bootstrap
+from kd_runtime.planning.plan import Plan, StageType
 
 ITEMS = "items.jsonl"
 """The per-prompt values of an evaluation, in its artifact."""
@@ -51,6 +52,26 @@ def judge_manifest(store: Store, cache: Cache, manifest: Manifest, gates: Sequen
         return ()
     lines = cache.file(store, manifest.object(ITEMS)).read_text(encoding="utf-8").splitlines()
     return judge(gates, read_items(lines))
+
+
+def unmet_gates(plan: Plan, store: Store, cache: Cache) -> dict[str, str]:
+    """Evaluate stage -> its gates that are not reached, of those evaluations that are there and that no publish stage reads
+    (publish judges the others itself).
+
+    Raises:
+        SettingsError, StorageError, TransientError: as `judge_manifest`.
+    """
+    read = {name for stage in plan.stages if stage.type is StageType.Publish for name in stage.inputs.values()}
+    unmet = {}
+    for stage in plan.stages:
+        body = plan.settings(stage.name).evaluate if stage.type is StageType.Evaluate else None
+        manifest = read_manifest(store, stage.key) if body and body.gates and stage.name not in read else None
+        if body is not None and manifest is not None:
+            judged = judge_manifest(store, cache, manifest, body.gates)
+            said = "; ".join(one.sentence() for one in judged if not one.outcome.passed)
+            if said:
+                unmet[stage.name] = said
+    return unmet
 
 
 def judge(gates: Iterable[Gate], items: Items, *, resamples: int = RESAMPLES) -> tuple[Judged, ...]:

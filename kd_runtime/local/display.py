@@ -46,6 +46,7 @@ class Display:
         )
         self._tasks: dict[tuple[str, int], TaskID] = {}
         self._said: dict[str, float] = {}
+        self._steps: dict[str, int] = {}
         self._lock = threading.Lock()
 
     def __enter__(self) -> Display:
@@ -76,6 +77,8 @@ class Display:
             key = (report.stage, report.index)
             if key not in self._tasks:
                 self._tasks[key] = self._bars.add_task("", total=None, stage=report.stage, unit="", rate="")
+            if report.unit == "steps" and report.message == "training":
+                self._steps[report.stage] = max(report.completed, self._steps.get(report.stage, 0))
             rate = _rate(report)
             self._bars.update(
                 self._tasks[key], completed=report.completed, total=report.total or None, unit=report.unit, rate=rate
@@ -83,9 +86,15 @@ class Display:
         if not self.console.is_terminal:
             self._line(report, rate)
 
+    def step(self, stage: str) -> int:
+        """The last optimizer step that a stage reported since its start; 0 for none."""
+        with self._lock:
+            return self._steps.get(stage, 0)
+
     def stop(self, stage: str) -> None:
         """The stage has ended: its bars go."""
         with self._lock:
+            self._steps.pop(stage, None)
             for key in [k for k in self._tasks if k[0] == stage]:
                 self._bars.remove_task(self._tasks.pop(key))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import subprocess
@@ -14,11 +15,13 @@ from pathlib import Path
 
 from rich.markup import escape
 
-from kd_runtime.api.failures import ExitClass, KDError, exit_class, gang_class
+from kd_runtime.api.failures import GANG_ORDER, ExitClass, KDError, exit_class
+from kd_runtime.api.poison import SMOKE_UNIT
 from kd_runtime.api.result import StageResult
 from kd_runtime.artifacts.store import Store
 from kd_runtime.local.display import Display, ProgressServer
 from kd_runtime.local.folder import RunFolder
+from kd_runtime.local.poison import Repetition
 from kd_runtime.local.tables import duration
 from kd_runtime.local.teacher import LocalTeacher, last_line, teacher_command
 from kd_runtime.planning.lookup import Lookup, look_up
@@ -45,6 +48,19 @@ class Interrupted(KDError):
     exit_class = ExitClass.Killed
 
 
+@dataclass(frozen=True)
+class Log:
+    """A process's log, which earlier attempts wrote to as well; this one from byte ``start`` on."""
+
+    path: Path
+    start: int
+
+    @classmethod
+    def of(cls, path: Path) -> Log:
+        """The log as it is before an attempt."""
+        return cls(path, path.stat().st_size if path.exists() else 0)
+
+
 @dataclass
 class Executor:
     """Runs one plan. ``run`` returns when every stage is found, or raises what ended it."""
@@ -57,6 +73,8 @@ class Executor:
     _teacher: LocalTeacher | None = None
     _external: tuple[str, str | None] | None = None
     _children: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    _workers: list[StageResult | None] = field(default_factory=list)
+    """How each of several workers ended in the last attempt; None: well."""
     _interrupted: bool = False
 
     def run(self) -> None:
@@ -90,7 +108,7 @@ class Executor:
     # ---- attempts ------------------------------------------------------------------------------------------------------
 
     def _attempts(self, stage: PlannedStage, progress_url: str) -> StageResult:
-        policy = self.plan.spec.failure_policy
+        policy, repetition = self.plan.spec.failure_policy, Repetition()
         for attempt in range(1, policy.backoff_limit + 2):
             if attempt > 1:
                 self._make_inputs(stage, progress_url)
@@ -99,6 +117,7 @@ class Executor:
                 return result
             if self._interrupted:
                 raise Interrupted("stopped; type the same command again to go on from here")
+            result = repetition.judged(result, self._workers)
             last = attempt > policy.backoff_limit
             if result.exit_class.final or last:
                 raise StageFailed(result.exit_class, f"stage {stage.name}: {result.message}")
@@ -121,31 +140,48 @@ class Executor:
         workers = 1 if stage.type is StageType.Ingest else self.plan.settings(stage.name).workers
         self.display.start(stage.name, "starting")
         results = [self.folder.result(stage.name, attempt, index) for index in range(workers)]
-        logs = [self.folder.log(f"{stage.name}-{index}" if index else stage.name) for index in range(workers)]
+        logs = [Log.of(self.folder.log(f"{stage.name}-{index}" if index else stage.name)) for index in range(workers)]
         self._children = [
             spawn(
                 self._command(stage, attempt, index),
                 env=self._environment(results[index], progress_url),
-                log=logs[index],
+                log=logs[index].path,
             )
             for index in range(workers)
         ]
-        codes = self._wait(stage)
+        limit = self._timeout(stage)
+        late = time.monotonic() + limit if limit is not None else math.inf
+        codes = self._wait(stage, late, results)
+        at = self.display.step(stage.name)
         self.display.stop(stage.name)
-        return self._judge(stage, codes, results, logs)
+        ends = [_end(code, path, log) for code, path, log in zip(codes, results, logs, strict=True)]
+        self._workers = ends if workers > 1 else []
+        result = self._judge(stage, results, logs, ends)
+        if result.exit_class is ExitClass.Done:
+            return result
+        if time.monotonic() > late and not self._interrupted:
+            return StageResult(
+                exit_class=ExitClass.Transient,
+                message=f"ran longer than timeoutSeconds ({limit} s) and was ended; what it committed is kept, raise the limit",
+            )
+        return result.model_copy(update={"position": result.position or (f"step {at + 1}" if at else "")})
 
-    def _judge(self, stage: PlannedStage, codes: list[int], results: list[Path], logs: list[Path]) -> StageResult:
+    def _timeout(self, stage: PlannedStage) -> int | None:
+        """Seconds that an attempt may take; ingest, which the spec does not list, may take any."""
+        return None if stage.type is StageType.Ingest else self.plan.settings(stage.name).timeout_seconds
+
+    def _judge(
+        self, stage: PlannedStage, results: list[Path], logs: list[Log], ends: list[StageResult | None]
+    ) -> StageResult:
         """Success is an artifact in the store, not exit 0 (contract 6)."""
-        read = [StageResult.read(path) for path in results]
         if look_up(self.plan, self.store)[stage.name].state is Lookup.Found:
+            read = [StageResult.read(path) for path in results]
             named = [r for r in read if r is not None and r.manifest_sha256]
             return named[0] if named else StageResult(exit_class=ExitClass.Done)
-        worst = gang_class([_shell(code) for code in codes])
-        for code, result, log in zip(codes, read, logs, strict=True):
-            if worst is not ExitClass.Done and exit_class(_shell(code)) is worst:
-                said = result.message if result else f"ended with code {code}: {last_line(log)}"
-                return StageResult(exit_class=worst, message=f"{said} (log: {log})")
-        return StageResult(exit_class=ExitClass.Transient, message=f"ended without an artifact (log: {logs[0]})")
+        failed = [end for end in ends if end is not None]
+        if failed:
+            return min(failed, key=lambda end: GANG_ORDER.index(end.exit_class))
+        return StageResult(exit_class=ExitClass.Transient, message=f"ended without an artifact (log: {logs[0].path})")
 
     def _command(self, stage: PlannedStage, attempt: int, index: int) -> list[str]:
         return [
@@ -166,7 +202,8 @@ class Executor:
                 env["KD_TEACHER_KEY"] = key
         return env
 
-    def _wait(self, stage: PlannedStage) -> list[int]:
+    def _wait(self, stage: PlannedStage, late: float, results: list[Path]) -> list[int]:
+        """Until all workers have ended, one has in a way that leaves nothing to do for the others, or the clock says ``late``."""
         while any(child.poll() is None for child in self._children):
             if self._interrupted:
                 self.display.say(f"{stage.name}: stopping (it saves what it can; Ctrl-C again kills it)")
@@ -174,9 +211,12 @@ class Executor:
                 codes = self._drain(stage)
                 self._interrupted = True
                 return codes
+            if time.monotonic() > late:
+                self.display.say(f"{stage.name}: timeoutSeconds is over; stopping")
+                return self._drain(stage)
             if self._teacher is not None and self._teacher.revive():
                 self.display.say(f"teacher {self._teacher.name}: died and was started again")
-            if any(child.poll() is not None and exit_class(_shell(child.returncode)).final for child in self._children):
+            if any(_ends_all(child, path) for child, path in zip(self._children, results, strict=True)):
                 break
             time.sleep(POLL_SECONDS)
         return [
@@ -219,7 +259,7 @@ class Executor:
         assert teacher.hosted is not None
         self._teacher = LocalTeacher(
             name,
-            teacher_command(self.store.uri, self.plan.digest, name, self.cache),
+            teacher_command(self.store.uri, self.plan.digest, name, self.cache, self.plan.spec.artifacts),
             self.folder.log(f"teacher-{name}"),
             teacher.hosted.startup_timeout_seconds,
         )
@@ -269,6 +309,31 @@ class Executor:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+
+def _end(code: int, path: Path, log: Log) -> StageResult | None:
+    """How a worker failed; None where it ended well."""
+    kind = exit_class(_shell(code))
+    if kind is ExitClass.Done:
+        return None
+    result = StageResult.read(path)
+    said = result.message if result else f"{_ended(code)}: {last_line(log.path, log.start)}"
+    position = result.position if result else ""
+    return StageResult(exit_class=kind, message=f"{said} (log: {log.path})", position=position)
+
+
+def _ends_all(child: subprocess.Popen[bytes], path: Path) -> bool:
+    """True where a worker has ended for good, or in the smoke unit, for which the others wait in vain."""
+    kind = exit_class(_shell(child.returncode)) if child.poll() is not None else ExitClass.Done
+    if kind is ExitClass.Done or kind.final:
+        return kind.final
+    result = StageResult.read(path)
+    return result is not None and result.position == SMOKE_UNIT
+
+
+def _ended(code: int) -> str:
+    """``ended by signal 9``, or ``ended with code 1``."""
+    return f"ended by signal {-code}" if code < 0 else f"ended with code {code}"
 
 
 def _shell(code: int) -> int:

@@ -12,19 +12,18 @@ from rich.console import Console
 from kd_runtime.api.failures import GateError, SettingsError
 from kd_runtime.api.parse import warnings
 from kd_runtime.artifacts.cache import Cache
-from kd_runtime.artifacts.manifest import read_manifest
 from kd_runtime.artifacts.store import Store, open_store
-from kd_runtime.evaluation.gates import judge_manifest
+from kd_runtime.evaluation.gates import unmet_gates
 from kd_runtime.local.display import Display
 from kd_runtime.local.executor import Executor
 from kd_runtime.local.folder import RunFolder, RunState
 from kd_runtime.local.manifest import LocalJob, load_job
 from kd_runtime.local.tables import plan_table
-from kd_runtime.planning.estimates import StageEstimate, estimate, sample_dataset
-from kd_runtime.planning.lookup import StageLookup, look_up
-from kd_runtime.planning.plan import Plan, StageType
-from kd_runtime.planning.probes import missing_secrets, probe_memory, probe_store, probe_teachers, probe_tokenizers
-from kd_runtime.planning.resolve import build_plan
+from kd_runtime.planning.estimates import StageEstimate
+from kd_runtime.planning.lookup import StageLookup
+from kd_runtime.planning.outlook import outlook
+from kd_runtime.planning.plan import Plan
+from kd_runtime.planning.probes import missing_secrets
 from kd_runtime.stages.reporting import write_report as render_and_keep
 from kd_runtime.stages.runner import mark_used
 
@@ -54,18 +53,16 @@ def plan_manifest(manifest: Path, runtime: Path | None, *, run_id: str | None = 
     if missing:
         raise SettingsError("; ".join(missing))
     store = open_store(spec.artifacts.uri, endpoint=spec.artifacts.endpoint, region=spec.artifacts.region)
-    note = probe_store(store) if probe else None
-    plan, resolver = build_plan(local.job, local.runtime, store, uncached=run_id or _run_id(local))
-    states = look_up(plan, store)
-    manifests = {name: state.manifest for name, state in states.items()}
-    estimates = estimate(plan, resolver.headers, manifests, sample_dataset(plan))
-    if probe:
-        probe_tokenizers(plan)
-        if any(states[s.name].runs for s in plan.stages if s.teacher):
-            probe_teachers(plan)
-        needed = {name: e.memory for name, e in estimates.items() if states[name].runs}
-        probe_memory(plan, needed, psutil.virtual_memory().total)
-    return Planned(local, store, plan, states, estimates, (note,) if note else ())
+    machine = psutil.virtual_memory().total
+    found = outlook(
+        local.job,
+        local.runtime,
+        store,
+        uncached=run_id or _run_id(local),
+        memory=lambda _: machine,
+        probe=probe,
+    )
+    return Planned(local, store, found.plan, found.states, found.estimates, found.notes)
 
 
 def _run_id(local: LocalJob) -> str | None:
@@ -115,14 +112,7 @@ def check_gates(plan: Plan, store: Store, cache: Cache) -> None:
     Raises:
         GateError: a gate is unmet; the message names its measure, bound and value.
     """
-    read = {name for stage in plan.stages if stage.type is StageType.Publish for name in stage.inputs.values()}
-    unmet = []
-    for stage in plan.stages:
-        body = plan.settings(stage.name).evaluate if stage.type is StageType.Evaluate else None
-        manifest = read_manifest(store, stage.key) if body and body.gates and stage.name not in read else None
-        if body is not None and manifest is not None:
-            judged = judge_manifest(store, cache, manifest, body.gates)
-            unmet += [f"{stage.name}: {one.sentence()}" for one in judged if not one.outcome.passed]
+    unmet = [f"{name}: {sentence}" for name, sentence in unmet_gates(plan, store, cache).items()]
     if unmet:
         raise GateError(f"{'; '.join(unmet)}; train longer or on more data, or change the gate")
 

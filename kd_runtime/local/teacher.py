@@ -12,6 +12,7 @@ from pathlib import Path
 import httpx
 
 from kd_runtime.api.failures import SettingsError, TeacherError, exit_class
+from kd_runtime.api.job import Artifacts
 from kd_runtime.telemetry.processes import end_tree, free_port, spawn
 
 STOP_SECONDS = 20.0
@@ -82,18 +83,21 @@ class LocalTeacher:
             self._process = None
 
 
-def teacher_command(store: str, plan: str, name: str, cache: Path) -> list[str]:
+def teacher_command(store: str, plan: str, name: str, cache: Path, artifacts: Artifacts) -> list[str]:
     """The command line of a teacher of a plan."""
+    said = {"--endpoint": artifacts.endpoint, "--region": artifacts.region}
     return [
         sys.executable, "-m", "kd_runtime.cli.main", "teacher", "serve", "--store", store, "--plan", plan,
-        "--teacher", name, "--cache", str(cache),
+        "--teacher", name, "--cache", str(cache), *(word for flag, value in said.items() if value for word in (flag, value)),
     ]  # fmt: skip
 
 
-def last_line(log: Path) -> str:
-    """The last line of a log that says something, at most 300 characters."""
+def last_line(log: Path, since: int = 0) -> str:
+    """The last line of a log, from byte ``since`` on, that says something; at most 300 characters."""
     try:
-        lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+        with log.open("rb") as file:
+            file.seek(since)
+            lines = [line.strip() for line in file.read().decode(errors="replace").splitlines() if line.strip()]
     except OSError:
         return "no output"
     return lines[-1][:300] if lines else "no output"

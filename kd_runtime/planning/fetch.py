@@ -6,25 +6,19 @@ import os
 from pathlib import Path
 
 from kd_runtime.api.failures import DataError
+from kd_runtime.api.secret_variables import secret_variable
 from kd_runtime.artifacts.cache import Cache
 from kd_runtime.artifacts.store import body_sha256
 from kd_runtime.planning.digests import DigestMemory
 from kd_runtime.planning.plan import External, ExternalFile
 from kd_runtime.planning.sources import StoreSource, open_model, open_source
 
-TOKEN_PREFIX = "KD_SECRET_"
-
 
 def secret_token(secret: str | None) -> str | None:
-    """The token that ``name/key`` stands for: environment variable KD_SECRET_<NAME>_<KEY> (dashes and dots as _)."""
+    """The token that ``name/key`` stands for (`secret_variable`); None where there is none."""
     if not secret:
         return None
     return os.environ.get(secret_variable(secret))
-
-
-def secret_variable(secret: str) -> str:
-    """Name of the environment variable of Secret ``name/key``."""
-    return TOKEN_PREFIX + "".join(c if c.isalnum() else "_" for c in secret).upper()
 
 
 def fetch_external(

@@ -30,7 +30,7 @@ DTYPE_BYTES = {
 
 @dataclass(frozen=True)
 class ModelHeader:
-    """A model's shape: parameters in all, by dtype; layers; hidden and vocabulary sizes; bytes of its weights."""
+    """A model's shape: parameters in all; layers; sizes of hidden states, queries, keys and vocabulary; bytes of its weights."""
 
     architecture: str
     parameters: int
@@ -41,6 +41,10 @@ class ModelHeader:
     weight_bytes: int
     tied: bool
     max_positions: int
+    queries: int
+    """Heads times their width."""
+    keys: int
+    """The same of keys, and of values."""
 
     @property
     def head_parameters(self) -> int:
@@ -80,18 +84,23 @@ def read_header(source: Source, files: list[SourceFile]) -> ModelHeader:
         raise SettingsError(f"{source.uri}: holds no *.safetensors; convert the weights to safetensors first")
     config = read_config(source)
     text = config.get("text_config") or config
+    heads = int(text.get("num_attention_heads") or 1)
+    hidden = int(text.get("hidden_size", 0))
+    width = int(text.get("head_dim") or hidden // heads)
     parameters = sum(_file_parameters(source, file) for file in weights)
     _check_index(source, names)
     return ModelHeader(
         architecture=(config.get("architectures") or ["unknown"])[0],
         parameters=parameters,
         layers=int(text.get("num_hidden_layers", 0)),
-        hidden=int(text.get("hidden_size", 0)),
+        hidden=hidden,
         intermediate=int(text.get("intermediate_size", 0)),
         vocabulary=int(text.get("vocab_size", 0)),
         weight_bytes=sum(f.size for f in weights),
         tied=bool(text.get("tie_word_embeddings", config.get("tie_word_embeddings", False))),
         max_positions=int(text.get("max_position_embeddings", 0)),
+        queries=heads * width,
+        keys=int(text.get("num_key_value_heads") or heads) * width,
     )
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from types import MappingProxyType
 
 from kd_runtime.artifacts.manifest import Manifest, read_manifest
 from kd_runtime.artifacts.store import Store, open_store
 from kd_runtime.artifacts.units import UnitStore
+from kd_runtime.artifacts.wholeness import lost_object
 from kd_runtime.planning.plan import Plan, PlannedStage, StageType
 from kd_runtime.planning.targets import TargetState, target_state
 
@@ -32,6 +33,8 @@ class StageLookup:
     state: Lookup
     manifest: Manifest | None = None
     why: str = ""
+    lost: str | None = None
+    """An object that its manifest names and the store lacks: the artifact counts as absent."""
 
     @property
     def runs(self) -> bool:
@@ -40,9 +43,18 @@ class StageLookup:
 
 
 def look_up(plan: Plan, store: Store) -> dict[str, StageLookup]:
-    """Every stage of the plan, looked up in ``store``, and every target of what was published."""
-    manifests = {stage.name: read_manifest(store, stage.key) for stage in plan.stages}
-    return judge(plan, manifests, lost_targets(plan, manifests), retried_stages(plan, manifests, store))
+    """Every stage of the plan, looked up in ``store``, and every target of what was published.
+
+    An artifact that has lost an object is none, whatever its manifest says: who makes it again moves the manifest aside.
+    """
+    read = {stage.name: read_manifest(store, stage.key) for stage in plan.stages}
+    lost = {name: gone for name, m in read.items() if m is not None and (gone := lost_object(store, m.objects))}
+    manifests = {name: None if name in lost else manifest for name, manifest in read.items()}
+    found = judge(plan, manifests, lost_targets(plan, manifests), retried_stages(plan, manifests, store))
+    return {
+        name: replace(state, why=f"its object {lost[name]} is gone", lost=lost[name]) if name in lost else state
+        for name, state in found.items()
+    }
 
 
 def retried_stages(plan: Plan, manifests: Mapping[str, Manifest | None], store: Store) -> list[str]:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Iterator, Mapping
 
 import httpx
 
-from kd_runtime.api.failures import DeniedError, SettingsError, StorageError, TeacherError
-from kd_runtime.api.job import DistillationJobSpec, ExternalTeacher
+from kd_runtime.api.failures import DataError, DeniedError, SettingsError, StorageError, TeacherError
+from kd_runtime.api.job import DistillationJobSpec, ExternalTeacher, NamedTeacher, SecretReference, Teacher
+from kd_runtime.api.secret_variables import secret_variable
 from kd_runtime.artifacts.store import Store
-from kd_runtime.planning.fetch import secret_token, secret_variable
+from kd_runtime.outbound.addresses import guard_of
+from kd_runtime.outbound.http import guard_client
+from kd_runtime.planning.fetch import secret_token
 from kd_runtime.planning.plan import Plan, StageType
 from kd_runtime.planning.resolve import teacher_named
 from kd_runtime.planning.sources import open_model
@@ -53,10 +57,16 @@ def missing_secrets(spec: DistillationJobSpec, environment: dict[str, str]) -> l
     ]
 
 
-def _references(spec: DistillationJobSpec):  # type: ignore[no-untyped-def]
-    teachers = [("spec.teacher", spec.teacher)] if spec.teacher else []
-    teachers += [(f"spec.teachers[{i}]", t) for i, t in enumerate(spec.teachers or ())]
-    for path, teacher in teachers:
+def _teachers(spec: DistillationJobSpec) -> Iterator[tuple[str, Teacher | NamedTeacher]]:
+    """Every teacher with its path."""
+    if spec.teacher is not None:
+        yield "spec.teacher", spec.teacher
+    for number, teacher in enumerate(spec.teachers or ()):
+        yield f"spec.teachers[{number}]", teacher
+
+
+def _references(spec: DistillationJobSpec) -> Iterator[tuple[str, SecretReference]]:
+    for path, teacher in _teachers(spec):
         if teacher.external is not None and teacher.external.api_key_secret_ref is not None:
             yield f"{path}.external.apiKeySecretRef", teacher.external.api_key_secret_ref
         if teacher.hosted is not None and teacher.hosted.model.secret_ref is not None:
@@ -77,7 +87,8 @@ def probe_teachers(plan: Plan) -> None:
     """Ask every external teacher that a stage asks for its list of models.
 
     Raises:
-        TeacherError: it does not answer. DeniedError: it refuses the key. SettingsError: it does not serve the model.
+        TeacherError: it does not answer. DeniedError: it refuses the key. SettingsError: it does not serve the model,
+        redirects, or its address is not allowed.
     """
     seen: set[str] = set()
     for stage in plan.stages:
@@ -86,38 +97,47 @@ def probe_teachers(plan: Plan) -> None:
         seen.add(stage.teacher)
         _, teacher = teacher_named(plan.spec, stage.teacher)
         if teacher.external is not None:
-            _probe_teacher(teacher.external)
+            path = next(path for path, each in _teachers(plan.spec) if each == teacher)
+            _probe_teacher(f"{path}.external", teacher.external)
 
 
-def _probe_teacher(teacher: ExternalTeacher) -> None:
+def _probe_teacher(path: str, teacher: ExternalTeacher) -> None:
     url = f"{teacher.base_url.rstrip('/')}/models"
     key = api_key(teacher)
     try:
-        answer = httpx.get(
-            url, headers={"Authorization": f"Bearer {key}"} if key else {}, timeout=PROBE_TIMEOUT_SECONDS
-        )
+        with guard_client(httpx.Client(timeout=PROBE_TIMEOUT_SECONDS), guard_of(f"{path}.baseURL")) as client:
+            answer = client.get(url, headers={"Authorization": f"Bearer {key}"} if key else {})
     except httpx.HTTPError as error:
         raise TeacherError(
-            f"external.baseURL: {teacher.base_url} does not answer ({type(error).__name__}); check the address"
+            f"{path}.baseURL: {teacher.base_url} does not answer ({type(error).__name__}); check the address, or start it"
         ) from error
     if answer.status_code in (401, 403):
         raise DeniedError(
-            f"external.apiKeySecretRef: {url} answers {answer.status_code}; the key is wrong or missing, check the Secret"
+            f"{path}.apiKeySecretRef: {_said(teacher)} is refused by {url} ({answer.status_code}); put a valid key there"
         )
     if answer.status_code == 404:
         return
-    if answer.status_code >= 400:
-        raise TeacherError(
-            f"external.baseURL: {url} answers {answer.status_code}; check the address, or try again later"
+    if 300 <= answer.status_code < 400:
+        raise SettingsError(
+            f"{path}.baseURL: {url} redirects to {answer.headers.get('location')}, which is not followed; "
+            "give the address that answers"
         )
+    if answer.status_code >= 400:
+        raise TeacherError(f"{path}.baseURL: {url} answers {answer.status_code}; check the address, or try again later")
     try:
         served = [str(model["id"]) for model in answer.json()["data"]]
     except (ValueError, KeyError, TypeError):
         return
     if served and teacher.model not in served:
         raise SettingsError(
-            f"external.model: {teacher.model!r} is not served at {teacher.base_url}; it serves {', '.join(served[:8])}"
+            f"{path}.model: {teacher.model!r} is not served at {teacher.base_url}; it serves {', '.join(served[:8])}"
         )
+
+
+def _said(teacher: ExternalTeacher) -> str:
+    """Where the key came from; never the key."""
+    reference = teacher.api_key_secret_ref
+    return f"the key of Secret {reference.name}/{reference.key}" if reference else "a request without a key"
 
 
 def probe_tokenizers(plan: Plan) -> None:
@@ -144,15 +164,34 @@ def probe_tokenizers(plan: Plan) -> None:
             )
 
 
-def probe_memory(plan: Plan, needed: dict[str, int], available: int) -> None:
-    """Refuse a stage that needs more memory than the machine has.
+def probe_held_out(plan: Plan, counts: Mapping[str, int]) -> None:
+    """An evaluation needs rows that are held out; ``counts`` are ingest's.
 
     Raises:
-        SettingsError: names the stage, what it needs and what there is.
+        DataError: a stage evaluates, and no row fell on that side.
+    """
+    evaluations = [stage.name for stage in plan.stages if stage.type is StageType.Evaluate]
+    if evaluations and not counts["heldOut"]:
+        raise DataError(
+            f"spec.dataset.holdout.fraction: {plan.spec.dataset.holdout.fraction:g} of {counts['out']} rows holds none out, "
+            f"and stage {evaluations[0]} evaluates on held-out rows; raise it, give more rows, or leave the stage out"
+        )
+
+
+def probe_memory(plan: Plan, needed: dict[str, int], available: int) -> None:
+    """Refuse a stage that needs more memory than ``available``, what its process may use.
+
+    Raises:
+        SettingsError: names the stage and its model, what it needs and what there is.
     """
     for name, amount in needed.items():
         if amount > available:
+            externals = plan.stage(name).externals
+            model = next((externals[role].uri for role in ("teacher", "model") if role in externals), "")
+            remedies = "a smaller model, or a larger machine"
+            if plan.stage(name).type is StageType.Train:
+                remedies = "a smaller model, a smaller microBatchSize or maxLength, or a larger machine"
             raise SettingsError(
-                f"stage {name}: needs about {amount / 2**30:.1f} GiB of memory and this machine has {available / 2**30:.1f} GiB; "
-                "use a smaller model, a smaller microBatchSize or maxLength, or a larger machine"
+                f"stage {name}: needs about {amount / 2**30:,.1f} GiB of memory{f' for {model}' if model else ''} and can have "
+                f"{available / 2**30:,.1f} GiB; use {remedies}"
             )

@@ -9,7 +9,7 @@ from typing import Any
 from kd_runtime.api.classes import keyed, recorded
 from kd_runtime.api.failures import DataError, SettingsError
 from kd_runtime.api.job import CacheMode, Dataset, DistillationJob, DistillationJobSpec, ModelSource, Stage, Teacher
-from kd_runtime.api.runtime import ClusterDistillationRuntime
+from kd_runtime.api.runtime import ClusterDistillationRuntime, runtime_hash
 from kd_runtime.api.wiring import DATASET, Wiring, wire
 from kd_runtime.artifacts.store import Store
 from kd_runtime.planning.digests import DigestMemory
@@ -44,7 +44,7 @@ class Resolver:
     store: Store
     memory: DigestMemory
     headers: dict[str, ModelHeader] = field(default_factory=dict)
-    _externals: dict[tuple[str, str], External] = field(default_factory=dict)
+    _externals: dict[tuple[str, ModelSource], External] = field(default_factory=dict)
 
     def model(self, source: ModelSource, kind: str = "model") -> External:
         """A model's folder as an external; its files' digests make its digest.
@@ -52,10 +52,10 @@ class Resolver:
         Raises:
             SettingsError, DataError, DeniedError, StorageError: as the source says; the message names the URI.
         """
-        known = self._externals.get((kind, source.uri))
+        known = self._externals.get((kind, source))
         if known is None:
             known = self._model(source, kind)
-            self._externals[kind, source.uri] = known
+            self._externals[kind, source] = known
         return known
 
     def _model(self, source: ModelSource, kind: str) -> External:
@@ -136,11 +136,6 @@ def build_plan(
         stages=tuple(stages.values()),
     )
     return plan, resolver
-
-
-def runtime_hash(runtime: ClusterDistillationRuntime) -> str:
-    """sha256 hex of the runtime's spec."""
-    return digest(runtime.spec.model_dump(mode="json", by_alias=True, exclude_none=True))
 
 
 def teacher_named(spec: DistillationJobSpec, name: str | None) -> tuple[str, Teacher]:

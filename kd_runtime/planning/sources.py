@@ -108,6 +108,9 @@ class HubSource:
         self._repo = path.removeprefix("datasets/").strip("/")
         from huggingface_hub import HfApi
 
+        from kd_runtime.outbound.hub import guard_hub
+
+        guard_hub()
         self._api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"), token=token or None)
 
     def files(self) -> list[SourceFile]:
@@ -128,13 +131,16 @@ class HubSource:
         from huggingface_hub import hf_hub_url
         from huggingface_hub.utils._headers import build_hf_headers
 
+        from kd_runtime.outbound.hub import hub_client
+
         url = hf_hub_url(self._repo, path, repo_type=self._type, revision=self.revision, endpoint=self._api.endpoint)
         headers = build_hf_headers(token=self._api.token)
         if start or length is not None:
             end = "" if length is None else start + length - 1
             headers["Range"] = f"bytes={start}-{end}"
         try:
-            answer = httpx.get(url, headers=headers, follow_redirects=True, timeout=60)
+            with hub_client() as client:
+                answer = client.get(url, headers=headers)
             answer.raise_for_status()
         except httpx.HTTPError as error:
             raise StorageError(

@@ -4,35 +4,33 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import rfc8785
 
 from kd_runtime.api.failures import SettingsError
+from kd_runtime.planning.configured_tokens import FILES, configured_tokens
 from kd_runtime.planning.sources import Source
 
-PARTS = ("normalizer", "pre_tokenizer", "added_tokens")
+PARTS = ("normalizer", "pre_tokenizer")
+Read = Callable[[str], bytes | None]
+"""The bytes of one of a tokenizer's files; None where there is none of that name."""
 
 
 def tokenizer_digest(folder: Path) -> str:
     """sha256 hex over what decides a tokenizer's ids: vocabulary, merges, added tokens, normaliser, pre-tokeniser.
 
-    Padding and truncation settings, which a file's own digest would change with, are left out. A folder without
-    ``tokenizer.json`` (SentencePiece alone) is digested by its ``tokenizer.model``.
+    Added tokens are those that it has once it is loaded, though only its configuration names them. Padding and truncation
+    settings, which a file's own digest would change with, are left out; so is what is rendered with ids that are there
+    (which of them is `bos_token`, the chat template): the keys of what is made hold all files, and a row's key its ids.
+    A folder without ``tokenizer.json`` (SentencePiece alone) is digested by its ``tokenizer.model``.
 
     Raises:
-        SettingsError: the folder holds neither file, or tokenizer.json is not readable.
+        SettingsError: the folder holds neither file, or one of its files is not readable.
     """
-    path = folder / "tokenizer.json"
-    if not path.exists():
-        sentencepiece = folder / "tokenizer.model"
-        if sentencepiece.exists():
-            return hashlib.sha256(sentencepiece.read_bytes()).hexdigest()
-        raise SettingsError(
-            f"{folder}: holds neither tokenizer.json nor tokenizer.model; save the model's tokenizer beside its weights"
-        )
-    return hashlib.sha256(rfc8785.dumps(_canonical(_load(path)))).hexdigest()
+    return _digest(_reader(folder), str(folder))
 
 
 def tokenizer_digest_of(source: Source) -> str:
@@ -42,15 +40,7 @@ def tokenizer_digest_of(source: Source) -> str:
         SettingsError: the source holds no tokenizer.
     """
     names = {f.path for f in source.files()}
-    if "tokenizer.json" in names:
-        return hashlib.sha256(
-            rfc8785.dumps(_canonical(_parse(source.read("tokenizer.json"), f"{source.uri}/tokenizer.json")))
-        ).hexdigest()
-    if "tokenizer.model" in names:
-        return hashlib.sha256(source.read("tokenizer.model")).hexdigest()
-    raise SettingsError(
-        f"{source.uri}: holds neither tokenizer.json nor tokenizer.model; save the model's tokenizer beside its weights"
-    )
+    return _digest(lambda name: source.read(name) if name in names else None, source.uri)
 
 
 def vocabulary_size(folder: Path) -> int:
@@ -59,8 +49,12 @@ def vocabulary_size(folder: Path) -> int:
     Raises:
         SettingsError: tokenizer.json is missing or unreadable.
     """
-    data = _load(folder / "tokenizer.json")
-    ids = [token["id"] for token in data.get("added_tokens", [])]
+    read = _reader(folder)
+    body = read("tokenizer.json")
+    if body is None:
+        raise SettingsError(f"{folder}: holds no tokenizer.json; save the tokenizer again with a current `tokenizers`")
+    data = _loaded(body, read, str(folder))
+    ids = [token["id"] for token in data["added_tokens"] or ()]
     ids += _vocabulary(data).values()
     return int(max(ids)) + 1
 
@@ -85,11 +79,40 @@ def template_digest(folder: Path) -> str:
     return hashlib.sha256((chat_template(folder) or "").encode()).hexdigest()
 
 
-def _load(path: Path) -> dict[str, Any]:
-    try:
-        return _parse(path.read_bytes(), str(path))
-    except OSError as error:
-        raise SettingsError(f"{path}: is not readable ({error}); save the tokenizer again") from error
+def _digest(read: Read, where: str) -> str:
+    body = read("tokenizer.json")
+    if body is not None:
+        return hashlib.sha256(rfc8785.dumps(_canonical(_loaded(body, read, where)))).hexdigest()
+    sentencepiece = read("tokenizer.model")
+    if sentencepiece is not None:
+        return hashlib.sha256(sentencepiece).hexdigest()
+    raise SettingsError(
+        f"{where}: holds neither tokenizer.json nor tokenizer.model; save the model's tokenizer beside its weights"
+    )
+
+
+def _reader(folder: Path) -> Read:
+    def read(name: str) -> bytes | None:
+        path = folder / name
+        try:
+            return path.read_bytes() if path.exists() else None
+        except OSError as error:
+            raise SettingsError(f"{path}: is not readable ({error}); save the tokenizer again") from error
+
+    return read
+
+
+def _loaded(body: bytes, read: Read, where: str) -> dict[str, Any]:
+    """tokenizer.json (``body``) with the tokens that the files beside it add."""
+    data = _parse(body, f"{where}/tokenizer.json")
+    if "model" not in data:
+        raise SettingsError(
+            f"{where}/tokenizer.json: has no `model`; save the tokenizer again with a current `tokenizers`"
+        )
+    beside = {name: _parse(found, f"{where}/{name}") for name in FILES if (found := read(name)) is not None}
+    added = data.get("added_tokens")
+    further = configured_tokens(_vocabulary(data), added or [], beside)
+    return {**data, "added_tokens": [*(added or ()), *further] if further else added}
 
 
 def _parse(body: bytes, where: str) -> dict[str, Any]:
@@ -97,8 +120,8 @@ def _parse(body: bytes, where: str) -> dict[str, Any]:
         data = json.loads(body)
     except ValueError as error:
         raise SettingsError(f"{where}: is not a readable tokenizer ({error}); save the tokenizer again") from error
-    if not isinstance(data, dict) or "model" not in data:
-        raise SettingsError(f"{where}: has no `model`; save the tokenizer again with a current `tokenizers`")
+    if not isinstance(data, dict):
+        raise SettingsError(f"{where}: is not a JSON object; save the tokenizer again")
     return data
 
 
@@ -118,5 +141,6 @@ def _canonical(data: dict[str, Any]) -> dict[str, Any]:
         "vocabulary": vocabulary if isinstance(vocabulary, dict) else [[piece, score] for piece, score in vocabulary],
         "merges": merges,
         "byte_fallback": bool(model.get("byte_fallback")),
+        "added_tokens": data["added_tokens"],
         **{part: data.get(part) for part in PARTS},
     }

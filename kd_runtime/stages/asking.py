@@ -7,7 +7,8 @@ import signal
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
@@ -15,15 +16,19 @@ from typing import Any, Generic, Protocol, TypeVar
 from kd_runtime.api.failures import (
     GANG_ORDER,
     DataError,
+    KDError,
     SettingsError,
+    TeacherError,
     TransientError,
     classify,
 )
 from kd_runtime.api.operation import PreflightMode
+from kd_runtime.api.poison import SMOKE_UNIT, unit_position
 from kd_runtime.api.teacher import Engine
 from kd_runtime.artifacts.rejects import Reject
 from kd_runtime.artifacts.rows import Row, RowsReader
 from kd_runtime.artifacts.units import CommitRef, Pair, Unit, UnitStore, cut_units, uncovered, units_of
+from kd_runtime.outbound.addresses import guard_of
 from kd_runtime.planning.resolve import teacher_named
 from kd_runtime.stages.context import StageContext
 from kd_runtime.teachers.client import TeacherClient
@@ -34,6 +39,8 @@ Covered = dict[Pair, CommitRef]
 
 OPEN_UNITS = 2
 """Units under way at once, so that a unit's last slow answer does not leave the teacher idle."""
+NAMED_ROWS = 3
+"""Rows that a failure names: its message has 400 bytes."""
 SMOKE_POLL_SECONDS = 1.0
 SMOKE_WAIT_SECONDS = 1800.0
 """How long other workers wait for the smoke unit; its own worker says what went wrong, if anything."""
@@ -43,6 +50,10 @@ TRANSFORMERS_IN_FLIGHT = 2
 
 class Questions(Protocol[T]):
     """How one kind of stage asks, and what a unit's object holds."""
+
+    @property
+    def rows(self) -> IndexedRows:
+        """What the pairs are of."""
 
     async def ask(self, pairs: Sequence[Pair], heard: Callable[[Pair, T | Reject], None]) -> None:
         """Ask all ``pairs``; call ``heard`` for each as soon as it is answered or rejected."""
@@ -76,6 +87,20 @@ class IndexedRows:
 
 
 @dataclass
+class Open(Generic[T]):
+    """A unit that is being asked."""
+
+    position: str
+    asked: tuple[Pair, ...]
+    heard: dict[Pair, T | Reject] = field(default_factory=dict)
+
+    @property
+    def unanswered(self) -> list[str]:
+        """Keys of the rows that it waits for, in order."""
+        return list(dict.fromkeys(pair.row for pair in self.asked if pair not in self.heard))
+
+
+@dataclass
 class Asking(Generic[T]):
     """One worker's part of a stage's questions."""
 
@@ -84,6 +109,8 @@ class Asking(Generic[T]):
     """Of the whole stage, in the rows' order."""
     questions: Questions[T]
     _covered: Covered = field(default_factory=dict)
+    _under_way: dict[int, Open[T]] = field(default_factory=dict)
+    """By number, the smoke unit's below all others'. A unit that failed stays."""
     _commits: threading.Lock = field(default_factory=threading.Lock)
     _done: int = 0
     _rejected: Counter[str] = field(default_factory=Counter)
@@ -137,29 +164,45 @@ class Asking(Generic[T]):
             await self.questions.close()
 
     async def _in_order(self, smoke: tuple[Pair, ...], mine: list[Unit]) -> None:
+        goes_on = self._goes_on(smoke, mine)
         if smoke and self.ctx.index == 0:
             await self._smoke(smoke)
         elif smoke and mine:
             await self._wait_for(smoke)
-        todo = deque(mine)
+        todo = deque(unit for unit in mine if uncovered(unit.pairs, self._covered))
+        if goes_on:
+            for _ in range(min(OPEN_UNITS, len(todo))):
+                await self._unit(todo.popleft())
         async with asyncio.TaskGroup() as lanes:
             for _ in range(OPEN_UNITS):
                 lanes.create_task(self._lane(todo))
 
+    def _goes_on(self, smoke: tuple[Pair, ...], mine: list[Unit]) -> bool:
+        """Whether an earlier try may have failed in one of the first open units: each is asked alone then, so that what fails in
+        it again is not another's fault."""
+        begun = any(pair in self._covered for unit in mine for pair in unit.pairs)
+        smoked = self.ctx.index == 0 and any(pair in self._covered for pair in smoke)
+        return self.ctx.attempt > 1 or begun or smoked
+
     async def _lane(self, todo: deque[Unit]) -> None:
         while todo:
-            asked = uncovered(todo.popleft().pairs, self._covered)
-            if asked:
-                heard = await self._heard(asked)
-                await asyncio.to_thread(self._commit, asked, heard)
-                self._check_rejected()
+            await self._unit(todo.popleft())
+
+    async def _unit(self, unit: Unit) -> None:
+        asked = uncovered(unit.pairs, self._covered)
+        with self._open(unit.number, unit_position(unit.number), asked) as opened:
+            await self._ask(opened)
+            await asyncio.to_thread(self._commit, asked, opened.heard)
+        self._check_rejected()
 
     async def _smoke(self, smoke: tuple[Pair, ...]) -> None:
         """Unit 0: where it fails, its rejections are not committed, so that they are asked again once the cause is gone."""
         asked = uncovered(smoke, self._covered)
         if not asked:
             return
-        heard = await self._heard(asked)
+        with self._open(-1, SMOKE_UNIT, asked) as opened:
+            await self._ask(opened)
+        heard = opened.heard
         passed = sum(not isinstance(heard[pair], Reject) for pair in asked)
         passed += sum(self._covered[pair].done for pair in smoke if pair in self._covered)
         wanted = self.ctx.plan.spec.preflight.min_passed_ratio
@@ -183,21 +226,51 @@ class Asking(Generic[T]):
             await asyncio.sleep(SMOKE_POLL_SECONDS)
             self._covered = await asyncio.to_thread(self._units.covered)
 
-    async def _heard(self, asked: Sequence[Pair]) -> dict[Pair, T | Reject]:
+    async def _ask(self, opened: Open[T]) -> None:
         """Ask; on any interruption what was answered by then is committed, for it is paid for."""
-        heard: dict[Pair, T | Reject] = {}
 
         def hear(pair: Pair, answer: T | Reject) -> None:
-            heard[pair] = answer
+            opened.heard[pair] = answer
             self._note(answer)
 
         try:
-            await self.questions.ask(asked, hear)
+            await self.questions.ask(opened.asked, hear)
         except BaseException:
-            answered: dict[Pair, T | Reject] = {p: a for p, a in heard.items() if not isinstance(a, Reject)}
-            self._commit(tuple(pair for pair in asked if pair in answered), answered)
+            answered: dict[Pair, T | Reject] = {p: a for p, a in opened.heard.items() if not isinstance(a, Reject)}
+            self._commit(tuple(pair for pair in opened.asked if pair in answered), answered)
             raise
-        return heard
+
+    @contextmanager
+    def _open(self, number: int, position: str, asked: tuple[Pair, ...]) -> Iterator[Open[T]]:
+        """What fails inside, fails at ``position``: the poison rule tells by it what keeps failing at the same place.
+
+        A teacher that answers nobody fails all units under way, in any order. It is the first one's failure, so that each attempt
+        says the same; and no unit's, where the teacher was not there to get anything.
+        """
+        self._under_way[number] = opened = Open[T](position, asked)
+        try:
+            yield opened
+        except (KDError, BaseExceptionGroup) as error:
+            failure = deciding(error) if isinstance(error, BaseExceptionGroup) else error
+            if isinstance(failure, TeacherError):
+                self._blame_first(failure)
+            elif isinstance(failure, KDError):
+                failure.position = position
+            raise
+        del self._under_way[number]
+
+    def _blame_first(self, failure: TeacherError) -> None:
+        waiting = {number: opened for number, opened in self._under_way.items() if opened.unanswered}
+        if failure.received and waiting:
+            first = waiting[min(waiting)]
+            failure.position = first.position
+            failure.args = (f"{first.position}, no answer to {self._named(first.unanswered)}: {failure}",)
+
+    def _named(self, keys: Sequence[str]) -> str:
+        """The first of some rows, as ``file:line``."""
+        named = [self.questions.rows.get(key).source or key for key in keys[:NAMED_ROWS]]
+        more = f" and {len(keys) - NAMED_ROWS} more" if len(keys) > NAMED_ROWS else ""
+        return ", ".join(named) + more
 
     def _commit(self, asked: Sequence[Pair], heard: Mapping[Pair, T | Reject]) -> None:
         if not asked:
@@ -276,13 +349,17 @@ def client_of(ctx: StageContext, *, rows_a_request: int = 1) -> TeacherClient:
         limits = teacher.external.limits
         share = Limits(limits.max_in_flight, limits.requests_per_minute, limits.tokens_per_minute).share(ctx.workers)
         model, outage = teacher.external.model, teacher.external.outage_timeout_seconds
+        guard = guard_of(f"teacher {name}, external.baseURL")
     else:
         assert teacher.hosted is not None
         slots = teacher.hosted.serving.max_num_seqs // rows_a_request
         each = slots if teacher.hosted.engine is Engine.VLLM else TRANSFORMERS_IN_FLIGHT
         share = Limits(max(1, each) * teacher.hosted.replicas).share(ctx.workers)
         model, outage = name, teacher.hosted.outage_timeout_seconds
-    return TeacherClient(ctx.teacher.url, ctx.teacher.key, model=model, limits=share, outage_seconds=outage)
+        guard = None  # its address is the operator's, within the cluster
+    return TeacherClient(
+        ctx.teacher.url, ctx.teacher.key, model=model, limits=share, outage_seconds=outage, guard=guard
+    )
 
 
 def run_until_done(work: Coroutine[Any, Any, None]) -> None:

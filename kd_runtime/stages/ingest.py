@@ -13,6 +13,7 @@ from kd_runtime.api.failures import DataError
 from kd_runtime.artifacts.rejects import REJECTS, Reject, drop_failed_rejects, encode_rejects, keep_failed_rejects
 from kd_runtime.artifacts.rows import MergingWriter, Parent, Row, prompt_split, row_key
 from kd_runtime.models.templates import Rendered, Template
+from kd_runtime.planning.probes import probe_held_out
 from kd_runtime.planning.tokenizers import tokenizer_digest
 from kd_runtime.stages.context import StageContext, StageOutcome
 from kd_runtime.stages.conversations import Conversation, columns_of, conversation_of
@@ -29,7 +30,8 @@ def run(ctx: StageContext) -> StageOutcome:
     """Read, check, render, split and store every record of ``spec.dataset``.
 
     Raises:
-        DataError: a file cannot be read, no row is left, or more than ``maxRejectedRatio`` were rejected.
+        DataError: a file cannot be read, no row is left, more than ``maxRejectedRatio`` were rejected, or a stage evaluates
+            and no row is held out.
         SettingsError: the template cannot be trained on.
     """
     started = time.monotonic()
@@ -44,6 +46,7 @@ def run(ctx: StageContext) -> StageOutcome:
         ctx.reporter.update(position, total, "bytes", tokens=ingest.tokens, message=f"{ingest.seen} rows")
     try:
         paths = ingest.finish()
+        probe_held_out(ctx.plan, ingest.counts)
     except DataError:
         keep_failed_rejects(ctx.store, ctx.stage.key, ctx.writer, ingest.rejects_file)
         raise

@@ -19,9 +19,10 @@ from types import FrameType
 
 from kd_runtime.api.failures import ExitClass, KDError, SettingsError, TransientError, classify, disk_full
 from kd_runtime.api.result import StageResult
-from kd_runtime.artifacts.cache import Cache
+from kd_runtime.artifacts.cache import DEFAULT_LIMIT_BYTES, Cache
 from kd_runtime.artifacts.manifest import Manifest, read_manifest, retire
 from kd_runtime.artifacts.store import Missing, Store, open_store
+from kd_runtime.artifacts.wholeness import lost_object
 from kd_runtime.artifacts.writer import new_writer_id
 from kd_runtime.planning.lookup import Lookup, judge, lost_targets
 from kd_runtime.planning.plan import Plan, PlannedStage, StageType
@@ -60,7 +61,7 @@ def run_stage(options: StageOptions) -> int:
     try:
         result = _run(options)
     except BaseException as error:
-        result = _failure(options, error)
+        result = _failure(error)
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         end_descendants()
@@ -91,9 +92,17 @@ def load_plan(store: Store, digest: str) -> Plan:
     return plan
 
 
-def default_cache() -> Path:
-    """$KD_CACHE_DIR, else ~/.cache/kubedistill."""
-    return Path(os.environ.get("KD_CACHE_DIR", Path.home() / ".cache" / "kubedistill"))
+def local_cache(folder: Path | None) -> Cache:
+    """The cache in ``folder``, else $KD_CACHE_DIR, else ~/.cache/kubedistill; of at most $KD_CACHE_BYTES.
+
+    Raises:
+        SettingsError: that is no number of bytes.
+    """
+    said = os.environ.get("KD_CACHE_BYTES", str(DEFAULT_LIMIT_BYTES))
+    if not said.isdecimal() or int(said) == 0:
+        raise SettingsError(f"KD_CACHE_BYTES={said}: is no number of bytes; set it to one, or unset it")
+    chosen = folder or Path(os.environ.get("KD_CACHE_DIR", Path.home() / ".cache" / "kubedistill"))
+    return Cache(chosen, int(said))
 
 
 def mark_used(store: Store, digest: str) -> None:
@@ -151,9 +160,12 @@ def _run(options: StageOptions) -> StageResult:
 
 
 def _look_up(plan: Plan, stage: PlannedStage, store: Store) -> Manifest | None:
-    """The stage's own artifact if it is found; a stale one is moved aside."""
+    """The stage's own artifact if it is found; one that is stale, or has lost an object, is moved aside."""
     own = read_manifest(store, stage.key)
     if own is None:
+        return None
+    if lost_object(store, own.objects) is not None:
+        retire(store, stage.key)
         return None
     manifests = {s.name: own if s.name == stage.name else None for s in plan.stages}
     for source in stage.inputs.values():
@@ -174,7 +186,7 @@ def _context(
         plan=plan,
         stage=stage,
         store=store,
-        cache=Cache(options.cache or default_cache()),
+        cache=local_cache(options.cache),
         writer=new_writer_id(),
         reporter=reporter,
         work=work,
@@ -203,14 +215,20 @@ def _result(outcome: StageOutcome) -> StageResult:
     )
 
 
-def _failure(options: StageOptions, error: BaseException) -> StageResult:
+def said_of(error: BaseException) -> tuple[ExitClass, str]:
+    """The class of what ended a process, and its sentence; what is no plain failure leaves its traceback in the log."""
     kind = classify(error)
     if kind is ExitClass.Bug:
         traceback.print_exception(error)
     elif not isinstance(error, KDError):
         traceback.print_exception(error, limit=-3)
     said = str(error) if isinstance(error, KDError) else disk_full(error) or f"{type(error).__name__}: {error}"
-    return StageResult(exit_class=kind, message=said or kind.name)
+    return kind, said or kind.name
+
+
+def _failure(error: BaseException) -> StageResult:
+    kind, message = said_of(error)
+    return StageResult(exit_class=kind, message=message, position=getattr(error, "position", ""))
 
 
 def _on_sigterm(number: int, frame: FrameType | None) -> None:

@@ -6,13 +6,12 @@ from pathlib import Path
 
 from kd_runtime.api.failures import SettingsError
 from kd_runtime.api.job import HostedTeacher
-from kd_runtime.artifacts.cache import Cache
 from kd_runtime.artifacts.store import Store, open_store
 from kd_runtime.planning.digests import DigestMemory
 from kd_runtime.planning.fetch import fetch_external
 from kd_runtime.planning.plan import Plan, StageType
 from kd_runtime.planning.resolve import teacher_named
-from kd_runtime.stages.runner import default_cache, load_plan
+from kd_runtime.stages.runner import load_plan, local_cache
 from kd_runtime.teachers.serve import ServeOptions
 
 
@@ -35,7 +34,7 @@ def planned_teacher(
         raise SettingsError(f"--teacher {name}: is external, so there is nothing to serve")
     folder = fetch_external(
         asking[0].externals["teacher"],
-        Cache(cache or default_cache()),
+        local_cache(cache),
         DigestMemory(store),
         endpoint=endpoint,
         region=region,

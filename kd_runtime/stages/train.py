@@ -20,19 +20,16 @@ from kd_runtime.logits.packs import packed
 from kd_runtime.logits.reader import LogitsReader
 from kd_runtime.logits.spec import ShardSpec
 from kd_runtime.models.loading import copy_companions
+from kd_runtime.planning.memory import AUTO_TOKENS
 from kd_runtime.planning.plan import StageType
 from kd_runtime.planning.tokenizers import vocabulary_size
 from kd_runtime.stages.context import StageContext, StageOutcome
 from kd_runtime.training import checkpoints
 from kd_runtime.training.gang import Gang, GangError, Placement
+from kd_runtime.training.reshaping import universal
 from kd_runtime.training.selection import RowFacts, Selection, select
 from kd_runtime.training.signs import Sign
 from kd_runtime.training.task import MicroBatchBound, RankTask, StoreAddress, zero_stage
-
-AUTO_TOKENS_CPU = 1024
-"""Tokens of a forward pass that Auto takes on CPUs: larger ones are no faster there, and need more memory."""
-AUTO_TOKENS_GPU = 16_384
-"""Where Auto starts on accelerators; it is halved as long as the train step does not fit."""
 
 
 def run(ctx: StageContext) -> StageOutcome:
@@ -51,10 +48,7 @@ def run(ctx: StageContext) -> StageOutcome:
         ctx.store, ctx.stage.key, _fits(placement, task), ctx.work / "resume", lambda said: _say(ctx, said)
     )
     if resumed is not None:
-        checkpoint, folder = resumed
-        bound = MicroBatchBound(**checkpoint.micro_batch)
-        task = task.model_copy(update={"resume": folder, "resume_step": checkpoint.step, "micro_batch": bound})
-        _say(ctx, f"going on after step {checkpoint.step}")
+        task = _going_on(ctx, task, placement, *resumed)
     elif _rehearses(ctx):
         task = _rehearsed(ctx, task, placement)
     _gang(ctx, task, placement, ctx.work / "train").run()
@@ -162,7 +156,7 @@ def threads_each(ranks: int, environ: Any) -> int:
 def _bound(train: Train, gpus: int) -> MicroBatchBound:
     if isinstance(train.micro_batch_size, int):
         return MicroBatchBound(rows=train.micro_batch_size)
-    return MicroBatchBound(tokens=AUTO_TOKENS_GPU if gpus else AUTO_TOKENS_CPU)
+    return MicroBatchBound(tokens=AUTO_TOKENS[gpus > 0])
 
 
 def _fits(placement: Placement, task: RankTask) -> Callable[[checkpoints.Checkpoint], str | None]:
@@ -172,11 +166,26 @@ def _fits(placement: Placement, task: RankTask) -> Callable[[checkpoints.Checkpo
         stage = zero_stage(task.train)
         if checkpoint.zero_stage != stage:
             return f"it was written at ZeRO stage {checkpoint.zero_stage}, this run has {stage}"
-        if checkpoint.world_size != placement.world and stage > 0:
-            return f"it was written by {checkpoint.world_size} ranks, this run has {placement.world}"
         return None
 
     return reason
+
+
+def _going_on(
+    ctx: StageContext, task: RankTask, placement: Placement, checkpoint: checkpoints.Checkpoint, folder: Path
+) -> RankTask:
+    """The task from the checkpoint in ``folder``; shards that another number of ranks wrote are put together first."""
+    changes = {
+        "resume": folder,
+        "resume_step": checkpoint.step,
+        "micro_batch": MicroBatchBound(**checkpoint.micro_batch),
+    }
+    said = f"going on after step {checkpoint.step}"
+    if checkpoint.world_size != placement.world and checkpoint.zero_stage > 0:
+        said += f", whose shards {checkpoint.world_size} ranks wrote, with {placement.world}"
+        changes |= {"resume": universal(folder), "universal": True}
+    _say(ctx, said)
+    return task.model_copy(update=changes)
 
 
 def _rehearses(ctx: StageContext) -> bool:

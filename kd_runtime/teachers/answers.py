@@ -41,6 +41,11 @@ class Passing(Exception):
         self.retry_after = retry_after
         """Seconds."""
 
+    @property
+    def fault(self) -> bool:
+        """Whether the request itself may be at fault."""
+        return self.answered and not self.busy
+
 
 class Garbled(Passing):
     """A success whose body is not what the protocol says."""

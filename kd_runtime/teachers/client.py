@@ -14,6 +14,8 @@ import httpx
 from kd_runtime.api.failures import DataError, TeacherError
 from kd_runtime.api.job import Sampling
 from kd_runtime.logits.planes import Planes
+from kd_runtime.outbound.addresses import Guard
+from kd_runtime.outbound.http import guard_async_client
 from kd_runtime.teachers import wire
 from kd_runtime.teachers.answers import Answer, Garbled, Passing, Refused, check_status, read_chat
 from kd_runtime.teachers.limits import Bucket, Clock, InFlight, Limits, Sleep
@@ -37,7 +39,7 @@ class TeacherClient:
 
     What is passing (429, 5xx, lost connections) is tried again with jittered, growing waits. A request fails alone
     (`Refused`) where the teacher answers others meanwhile; where it answers nobody for ``outage_seconds``, all end
-    with `TeacherError`.
+    with `TeacherError`. ``guard`` decides over the addresses of a URL that a user wrote.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class TeacherClient:
         limits: Limits = Limits(),
         outage_seconds: float = 600.0,
         request_seconds: float = REQUEST_SECONDS,
+        guard: Guard | None = None,
         backoff_seconds: tuple[float, float] | None = None,
         clock: Clock = time.monotonic,
         sleep: Sleep = asyncio.sleep,
@@ -64,7 +67,9 @@ class TeacherClient:
         self._tokens = Bucket(limits.tokens_per_minute, clock, sleep)
         self._in_flight = InFlight(limits.max_in_flight, clock, sleep)
         self._last_success = -float("inf")
-        self._http = httpx.AsyncClient(
+        self._received = False
+        """Since then a request reached the teacher that it did not answer."""
+        http = httpx.AsyncClient(
             headers={"Authorization": f"Bearer {key}"} if key else {},
             timeout=httpx.Timeout(request_seconds, connect=CONNECT_SECONDS),
             limits=httpx.Limits(
@@ -74,6 +79,7 @@ class TeacherClient:
             ),
             trust_env=not _is_local(self._root),
         )
+        self._http = guard_async_client(http, guard)
 
     async def __aenter__(self) -> Self:
         return self
@@ -162,10 +168,11 @@ class TeacherClient:
             except Passing as failure:
                 first_failure = first_failure if failures else self._clock()
                 failures.append(failure)
+                self._received = self._received or failure.fault
                 self._give_up(failures, first_failure)
                 await self._sleep(self._pause(len(failures), failure))
             else:
-                self._last_success = self._clock()
+                self._last_success, self._received = self._clock(), False
                 self._in_flight.succeeded()
                 return answer
 
@@ -193,14 +200,16 @@ class TeacherClient:
         if sum(isinstance(f, Garbled) for f in failures) >= GARBLED_TRIES:
             raise Refused("BadAnswer", str(last)) from last
         others_succeed = self._last_success > first_failure
-        if others_succeed and sum(f.answered and not f.busy for f in failures) >= BROKEN_TRIES:
+        if others_succeed and sum(f.fault for f in failures) >= BROKEN_TRIES:
             raise Refused("TeacherFailed", str(last)) from last
         silent = self._clock() - max(first_failure, self._last_success)
         if silent > self._outage_seconds + (last.retry_after or 0.0):
-            raise TeacherError(
+            error = TeacherError(
                 f"teacher at {self._root}: no answer for {silent:.0f} s "
                 f"(outageTimeoutSeconds {self._outage_seconds:.0f}): {last}; see whether it runs and is reachable"
-            ) from last
+            )
+            error.received = self._received
+            raise error from last
 
     def _pause(self, tries: int, failure: Passing) -> float:
         """Seconds until the next try: what the teacher asks for, and up to twice as long each time, with jitter."""

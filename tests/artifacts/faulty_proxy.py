@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import http.client
+import socket
+import struct
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,6 +25,7 @@ class Fault(Enum):
     Unwanted = "the server sees nothing, 400 is answered"
     Denied = "the server sees nothing, 403 is answered"
     Slow = "the answer's body comes in small pieces, with pauses"
+    Reset = "half of the answer's body arrives, then the connection is reset"
     Stalled = "half of the answer's body arrives, then nothing more, and the connection stays open"
 
 
@@ -62,12 +65,12 @@ class FaultyProxy:
 
 
 @contextmanager
-def faulty_proxy(upstream: str) -> Iterator[FaultyProxy]:
-    """A proxy before ``upstream`` (http://host:port) for as long as the block runs."""
+def faulty_proxy(upstream: str, host: str = "127.0.0.1") -> Iterator[FaultyProxy]:
+    """A proxy on ``host`` before ``upstream`` (http://host:port) for as long as the block runs."""
     proxy = FaultyProxy(upstream)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(proxy))
+    server = ThreadingHTTPServer((host, 0), _handler(proxy))
     server.daemon_threads = True
-    proxy.url = f"http://127.0.0.1:{server.server_port}"
+    proxy.url = f"http://{host}:{server.server_port}"
     thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     try:
@@ -119,9 +122,12 @@ def _handler(proxy: FaultyProxy) -> type[BaseHTTPRequestHandler]:
             elif fault is Fault.Dropped:
                 self.close_connection = True
                 self.connection.close()
-            elif fault is Fault.Truncated:
+            elif fault in (Fault.Truncated, Fault.Reset):
                 self._answer(answer.status, answer.getheaders(), content[: len(content) // 2], len(content))
                 self.close_connection = True
+                if fault is Fault.Reset:
+                    self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                    self.connection.close()
             elif fault is Fault.Slow:
                 pieces = [
                     content[start : start + 1 + len(content) // 8]

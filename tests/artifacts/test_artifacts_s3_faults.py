@@ -11,7 +11,7 @@ from artifacts.faulty_proxy import Fault, FaultyProxy, faulty_proxy
 
 from kd_runtime.api.failures import DeniedError, SettingsError, StorageError
 from kd_runtime.artifacts.s3_store import S3Store
-from kd_runtime.artifacts.store import AlreadyExists, open_store
+from kd_runtime.artifacts.store import AlreadyExists, Missing, open_store
 
 MIB = 1 << 20
 PART = 5 * MIB
@@ -62,12 +62,22 @@ def test_parts_that_arrived_are_not_sent_again(store: S3Store, proxy: FaultyProx
     assert [proxy.count("PUT", f"partNumber={number}") for number in (1, 2, 3, 4)] == [1, 1, 2, 1]
 
 
-@pytest.mark.parametrize("fault", [Fault.Refused, Fault.Dropped, Fault.Truncated])
+@pytest.mark.parametrize("fault", [Fault.Refused, Fault.Dropped, Fault.Truncated, Fault.Reset])
 def test_a_read_that_breaks_off_is_done_again(store: S3Store, proxy: FaultyProxy, fault: Fault) -> None:
     store.put("a", b"0123456789")
     proxy.fail("GET", "/a", fault, times=2)
     assert store.get("a") == b"0123456789"
     assert proxy.count("GET", "/a") == 3
+
+
+@pytest.mark.parametrize("fault", [Fault.Dropped, Fault.Reset])
+def test_that_something_is_missing_is_asked_again_where_the_answer_breaks_off(
+    store: S3Store, proxy: FaultyProxy, fault: Fault
+) -> None:
+    proxy.fail("GET", "/missing", fault, times=2)
+    with pytest.raises(Missing):
+        store.get("missing")
+    assert proxy.count("GET", "/missing") == 3
 
 
 def test_a_download_fetches_only_the_range_that_broke_off_again(

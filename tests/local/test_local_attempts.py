@@ -30,6 +30,8 @@ class Scripted(Executor):
     failures: dict[str, int]
     vanishes: bool
     """Whether the dataset's artifact is deleted meanwhile: by a sweep, or a hand."""
+    position: str = ""
+    """Where they fail."""
 
     def _attempt(self, stage: PlannedStage, attempt: int, progress_url: str) -> StageResult:
         self.attempts.append(stage.name)
@@ -37,7 +39,8 @@ class Scripted(Executor):
             self.failures[stage.name] -= 1
             if self.vanishes:
                 delete_artifact(self.store, self.plan.stage("dataset").key)
-            return StageResult(exit_class=ExitClass.Transient, message="input [/rows] is not in the store; plan again")
+            said = "input [/rows] is not in the store; plan again"
+            return StageResult(exit_class=ExitClass.Transient, message=said, position=self.position)
         inputs = {}
         for role, source in stage.inputs.items():
             found = read_manifest(self.store, self.plan.stage(source).key)

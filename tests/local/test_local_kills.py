@@ -1,4 +1,4 @@
-"""Killed anywhere, any number of times, typed again: the same student, nothing committed twice, no process left.
+"""Killed anywhere, any number of times, typed again: the same student, nothing asked again that was committed, no process left.
 
 KD_SOAK_KILLS says how many kills (`make soak` takes hundreds).
 """
@@ -13,14 +13,18 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator, Set
+from contextlib import ExitStack
 from pathlib import Path
 
 import psutil
 import pytest
 import yaml
+from local.recording_proxy import recording_proxy
 from manifests import job, tiny_train
 
-from kd_runtime.artifacts.store import body_sha256
+from kd_runtime.artifacts.store import body_sha256, open_store
+from kd_runtime.artifacts.units import Pair, UnitStore, request_seed
 
 pytestmark = [pytest.mark.runtime, pytest.mark.timeout(6 * 3600)]
 KILLS = int(os.environ.get("KD_SOAK_KILLS", "20"))
@@ -28,13 +32,15 @@ KINDS = {"rank": "training.rank", "teacher": "teacher serve", "stage": "stage ru
 """Kinds of process, by what their command lines hold; the first that fits counts."""
 GONE_SECONDS = 30
 RUN_SECONDS = 600
+SEED = 3
 
 
 class Run:
-    """A job in a folder with a store of its own; `kd run` of it, typed any number of times."""
+    """A job in a folder with a store of its own; `kd run` of it, typed any number of times, its teacher behind a proxy."""
 
-    def __init__(self, root: Path, models: Path):
+    def __init__(self, root: Path, models: Path, until: ExitStack):
         self.root = root
+        self.proxy = until.enter_context(recording_proxy(root / "store", SEED))
         root.mkdir()
         words = ("red", "blue", "green", "black", "white", "brown")
         rows = [{"instruction": f"Say {a} and {b}."} for a in words for b in words]
@@ -43,7 +49,7 @@ class Run:
         stages = [
             {
                 "name": "answers",
-                "generate": {"sampling": {"temperature": 0.8, "maxTokens": 16, "seed": 3}, "keepTruncated": True},
+                "generate": {"sampling": {"temperature": 0.8, "maxTokens": 16, "seed": SEED}, "keepTruncated": True},
             },
             {"name": "logits", "capture": {"topK": 8}},
             {"name": "student", "resources": {"nodes": 2}, "train": train},
@@ -58,7 +64,11 @@ class Run:
         command = [sys.executable, "-m", "kd_runtime.cli.main", "run", str(self.root / "job.yaml")]
         with (self.root / "run.log").open("ab") as log:
             return psutil.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": "1"}
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env={**os.environ, "OMP_NUM_THREADS": "1", **self.proxy.environment()},
             )
 
     def student(self) -> str:
@@ -66,7 +76,15 @@ class Run:
         pointer = json.loads((self.root / "out" / "kd.json").read_text())
         return body_sha256(self.root / "out" / pointer["path"] / "model.safetensors")
 
-    def asked_twice(self) -> list[str]:
+    def check(self, student: str) -> None:
+        """The run has ended well: the same student, and no answer that was there was asked for, or paid for, again."""
+        assert self.student() == student, self.text()
+        assert self.committed_twice() == []
+        assert self.proxy.asked_again() == []
+        assert {asked.question for asked in self.proxy.seen} >= self.proxy.committed(), "asked past the proxy"
+        assert self.proxy.committed()
+
+    def committed_twice(self) -> list[str]:
         """Pairs that more than one commit holds."""
         seen: Counter[str] = Counter()
         for commit in (self.root / "store" / "answers").glob("*/*.json"):
@@ -111,39 +129,66 @@ def strike(root: psutil.Popen, hits: Counter[str], chance: random.Random) -> Non
         assert not alive, f"outlived `kd run`: {[p.cmdline() for p in alive]}"
 
 
-def ended(root: psutil.Popen, seconds: float) -> bool:
-    """True where the process ends within so long."""
+def ended(root: psutil.Popen, seconds: float, awaited: Set[str] = frozenset()) -> bool:
+    """True where the process ends within so long, or before a process of an ``awaited`` kind is there."""
     limit = time.monotonic() + seconds
-    while time.monotonic() < limit:
+    while time.monotonic() < limit or (awaited and not awaited & {kind_of(p) for p in family(root)}):
         if root.poll() is not None:
             return True
         time.sleep(0.05)
     return False
 
 
-def test_kills_at_random_change_nothing(tmp_path: Path, tiny_models: Path) -> None:
-    undisturbed = Run(tmp_path / "undisturbed", tiny_models)
+@pytest.fixture
+def until() -> Iterator[ExitStack]:
+    """What is entered here is left when the test ends."""
+    with ExitStack() as stack:
+        yield stack
+
+
+def test_kills_at_random_change_nothing(tmp_path: Path, tiny_models: Path, until: ExitStack) -> None:
+    undisturbed = Run(tmp_path / "undisturbed", tiny_models, until)
     started = time.monotonic()
     assert undisturbed.start().wait(timeout=RUN_SECONDS) == 0, undisturbed.text()
     length, wanted = time.monotonic() - started, undisturbed.student()
+    undisturbed.check(wanted)
 
     chance, hits, number = random.Random(0), Counter[str](), 0
-    run = Run(tmp_path / "disturbed-0", tiny_models)
+    run = Run(tmp_path / "disturbed-0", tiny_models, until)
     process = run.start()
     while hits.total() < KILLS:
-        if not ended(process, chance.uniform(0.5, length / 4)):
+        unhit = (
+            KINDS.keys() - hits.keys()
+        )  # on a slow machine a run may never come so far between two kills: the last wait
+        awaited = unhit if hits.total() >= KILLS - 2 * len(unhit) else set()
+        if not ended(process, chance.uniform(0.5, length / 4), awaited):
             strike(process, hits, chance)
             continue
         if process.returncode == 0:  # it got to its end: another job, from nothing
-            assert run.student() == wanted, run.text()
-            assert run.asked_twice() == []
+            run.check(wanted)
             number += 1
-            run = Run(tmp_path / f"disturbed-{number}", tiny_models)
+            run = Run(tmp_path / f"disturbed-{number}", tiny_models, until)
         process = run.start()
     for _ in range(3):
         if process.wait(timeout=RUN_SECONDS) == 0:
             break
         process = run.start()
-    assert run.student() == wanted, run.text()
-    assert run.asked_twice() == []
+    run.check(wanted)
     assert set(hits) == set(KINDS), f"kinds that were hit: {dict(hits)}"
+
+
+def test_the_proxy_tells_what_is_asked_again_from_what_is_asked_after_a_loss(tmp_path: Path) -> None:
+    lost, kept = Pair("aa", 0), Pair("bb", 1)
+    with recording_proxy(tmp_path, SEED) as proxy:
+
+        def ask(pair: Pair) -> None:
+            body = json.dumps({"messages": [], "seed": request_seed(SEED, pair.row, pair.sample)})
+            proxy.take("/8000/v1/chat/completions", body.encode())
+
+        ask(lost)
+        ask(kept)
+        UnitStore(open_store(f"file://{tmp_path}"), "ab" * 32, "w").commit([kept], [kept], [], [(b"{}", "jsonl")])
+        ask(lost)
+        assert proxy.asked_again() == []
+        ask(kept)
+        assert [asked.question for asked in proxy.asked_again()] == [request_seed(SEED, kept.row, kept.sample)]

@@ -60,8 +60,8 @@ class Place:
     def run(self, manifest: Path, **environment: str) -> str:
         return self.kd("run", str(manifest), **environment)
 
-    def model(self, manifest: Path, stage: str = "student") -> Path:
-        """The folder of a trained model, in the run's cache."""
+    def model(self, manifest: Path, stage: str = "student", part: str = "model/") -> Path:
+        """The folder of a trained model (or another part of its artifact), in the run's cache."""
         from kd_runtime.artifacts.cache import Cache
         from kd_runtime.artifacts.manifest import read_manifest
         from kd_runtime.local.run import open_run
@@ -69,7 +69,7 @@ class Place:
         plan, store, cache = open_run(manifest)
         found = read_manifest(store, plan.stage(stage).key)
         assert found is not None
-        return Cache(cache).directory(store, found, "model/")
+        return Cache(cache).directory(store, found, part)
 
 
 def words(count: int) -> list[str]:
@@ -199,14 +199,15 @@ def test_an_external_teacher_is_asked_over_the_openai_protocol(place: Place, ext
 def test_a_job_runs_on_a_bucket(place: Place, s3_server: S3Server) -> None:
     artifacts = {"uri": f"s3://{s3_server.bucket}/kd/", "endpoint": s3_server.url, "region": "us-east-1"}
     stages = [
-        {"name": "student", "train": tiny_train(method="SFT")},
+        {"name": "logits", "capture": {"topK": 16}},  # its teacher reads the bucket as well
+        {"name": "student", "train": tiny_train()},
         {"name": "exam", "evaluate": {}},
         {
             "name": "release",
             "publish": {"targets": [{"uri": f"s3://{s3_server.bucket}/models/tiny/"}], "requireGates": False},
         },
     ]
-    manifest = place.write("bucket", stages, dataset=place.given(), teacher=None, artifacts=artifacts)
+    manifest = place.write("bucket", stages, dataset=place.given(), artifacts=artifacts)
     place.run(manifest, **s3_server.environment())
     names = [o["Key"] for o in s3_server.client.list_objects_v2(Bucket=s3_server.bucket)["Contents"]]
     assert "models/tiny/kd.json" in names

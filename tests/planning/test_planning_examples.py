@@ -16,12 +16,16 @@ from hub import RecordedHub
 from moto.server import ThreadedMotoServer
 from rich.console import Console
 
+from kd_runtime.api.classes import keyed
 from kd_runtime.api.failures import DeniedError, SettingsError, TeacherError
+from kd_runtime.api.parse import load_documents, parse_job
+from kd_runtime.api.runtime import shipped_runtime
 from kd_runtime.local.run import Planned, show_plan
 from kd_runtime.planning.lookup import Lookup
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-BUCKETS = ("data", "team-a", "models")
+QUICKSTARTS = ("quickstart", "quickstart-cluster")
+BUCKETS = ("data", "team-a", "models", "kubedistill")
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +39,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """A hub with two repositories and an S3 server with three buckets: the environment that reaches them."""
+    """A hub with two repositories and an S3 server with four buckets: the environment that reaches them."""
     root = tmp_path_factory.mktemp("hub")
     fake_model(root / "teacher", 1)
     fake_model(root / "student", 2)
@@ -49,6 +53,9 @@ def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str
     for bucket in BUCKETS:
         client.create_bucket(Bucket=bucket)
     client.put_object(Bucket="data", Key="questions.jsonl", Body=b'{"question": "1+1?", "answer": "2"}\n' * 50)
+    for file in sorted(fake_model(root / "smollm2", num_hidden_layers=30).iterdir()):
+        client.upload_file(str(file), "kubedistill", f"models/smollm2-135m-instruct/{file.name}")
+    client.upload_file(str(EXAMPLES / "data/instructions.jsonl"), "kubedistill", "data/instructions.jsonl")
     with RecordedHub(
         {"Qwen/Qwen2.5-72B-Instruct": root / "teacher", "Qwen/Qwen2.5-0.5B-Instruct": root / "student"}
     ) as hub:
@@ -100,6 +107,7 @@ def test_every_example_is_known_to_this_test() -> None:
     names = {path.name for path in EXAMPLES.glob("*.yaml")}
     assert names == {
         "quickstart.yaml",
+        "quickstart-cluster.yaml",
         "sft-given-answers.yaml",
         "kd-given-answers.yaml",
         "external-teacher.yaml",
@@ -114,6 +122,25 @@ def test_an_example_is_planned_and_nothing_is_made(name: str, place: Path, envir
     for stage in found.plan.stages:
         assert stage.key[:12] in text
     assert found.estimates["student"].tokens > 0
+
+
+def test_the_clusters_quickstart_is_planned_against_its_own_endpoint(
+    place: Path, environment: None, services: dict[str, str]
+) -> None:
+    path = place / "quickstart-here.yaml"
+    text = (place / "quickstart-cluster.yaml").read_text()
+    path.write_text(text.replace("http://s3.storage.svc:9000", services["AWS_ENDPOINT_URL"]))
+    found, _ = planned(path)
+    assert [stage.name for stage in found.plan.stages] == [
+        "dataset", "small", "answers", "logits", "student", "exam", "release",
+    ]  # fmt: skip
+    assert {state.state for state in found.states.values()} == {Lookup.ToDo}
+
+
+def test_the_two_quickstarts_differ_in_nothing_that_is_keyed_but_where_their_files_lie(place: Path) -> None:
+    """So that what the one made, the other finds."""
+    here, there = (parse_job(load_documents(place / f"{name}.yaml")[0], shipped_runtime("cpu")) for name in QUICKSTARTS)
+    assert keyed(here.spec) == keyed(there.spec)
 
 
 def test_an_external_teacher_is_probed(place: Path, environment: None, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,14 +7,18 @@ from pathlib import Path
 import pytest
 from fakes import fake_model
 from hub import RecordedHub
+from manifests import FULL, job
 
 from kd_runtime.api.failures import DataError, DeniedError, SettingsError
 from kd_runtime.api.job import ModelSource
+from kd_runtime.api.parse import parse_job
+from kd_runtime.api.secret_variables import secret_variable
 from kd_runtime.artifacts.cache import Cache
 from kd_runtime.artifacts.store import body_sha256, open_store
 from kd_runtime.planning.digests import DigestMemory
-from kd_runtime.planning.fetch import fetch_external, secret_token, secret_variable
+from kd_runtime.planning.fetch import fetch_external, secret_token
 from kd_runtime.planning.plan import External, ExternalFile
+from kd_runtime.planning.resolve import Resolver
 from kd_runtime.planning.sources import HubSource, content_digest, model_files, open_model, open_source
 
 
@@ -57,6 +61,19 @@ def test_a_hub_model_is_fetched_into_the_cache_and_verified(
     before = len(hub.requests)
     assert fetch_external(external, Cache(tmp_path / "cache"), memory) == folder
     assert not any("resolve" in r for r in hub.requests[before:])
+
+
+def test_two_revisions_of_one_repository_are_two_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folders = {f"owner/name@{name}": fake_model(tmp_path / name, number) for number, name in enumerate(("one", "two"))}
+    store = open_store(f"file://{tmp_path}/store/")
+    (tmp_path / "data.jsonl").write_text('{"instruction": "a"}\n')
+    spec = parse_job(job(FULL, tmp_path, tmp_path / "data.jsonl", f"file://{tmp_path}/store/")).spec
+    with RecordedHub(folders) as server:
+        monkeypatch.setenv("HF_ENDPOINT", server.url)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+        resolver = Resolver(spec, store, DigestMemory(store))
+        one, two = (resolver.model(ModelSource(uri="hf://owner/name", revision=r), "teacher") for r in ("one", "two"))
+    assert one.digest != two.digest
 
 
 def test_a_hub_file_that_changed_since_the_plan_is_refused(

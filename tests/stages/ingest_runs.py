@@ -59,7 +59,14 @@ class Listener(Reporter):
 
 
 def ingest(
-    folder: Path, models: Path, files: dict[str, bytes], *, at: str = "", store: str = "", **dataset: Any
+    folder: Path,
+    models: Path,
+    files: dict[str, bytes],
+    *,
+    at: str = "",
+    store: str = "",
+    evaluates: bool = False,
+    **dataset: Any,
 ) -> Ingested:
     """Run ingest over ``files``, written below ``folder/data``; ``at`` is the part of it that the URI names."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -68,7 +75,7 @@ def ingest(
         path = folder / "data" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(body)
-    document = job(FULL, models, folder / "data" / at, uri)
+    document = job(FULL if evaluates else FULL[:3], models, folder / "data" / at, uri)
     document["spec"]["dataset"] = {
         **document["spec"]["dataset"],
         "fields": {"prompt": "question", "response": "answer"},

@@ -14,7 +14,7 @@ from stages.asking_runs import Questions
 from kd_runtime.api.failures import ExitClass, TransientError
 from kd_runtime.api.result import StageResult
 from kd_runtime.artifacts.lineage import Presence, lineage
-from kd_runtime.artifacts.manifest import delete_artifact, read_manifest
+from kd_runtime.artifacts.manifest import Manifest, ObjectRef, delete_artifact, read_manifest
 from kd_runtime.artifacts.rows import RowsWriter
 from kd_runtime.artifacts.writer import ArtifactWriter, new_writer_id
 from kd_runtime.planning.lookup import Lookup, look_up
@@ -60,15 +60,26 @@ def test_a_kept_child_of_an_input_that_was_made_anew_is_stale_and_made_again(que
 
 @pytest.mark.runtime
 def test_a_reader_whose_object_vanished_ends_with_75_and_names_it(questions: Questions) -> None:
-    manifest = questions.run("dataset").manifest
-    assert manifest
-    (rows,) = manifest.select("rows/")
-    questions.store.delete(rows.name)
+    _, rows = without_its_rows(questions)
     with FaultyTeacher() as teacher:
         result = stage_run(questions, "answers", teacher)
         assert not teacher.chats
     assert result.exit_class is ExitClass.Transient
     assert f"{rows.name}: is not there; plan again" in result.message
+
+
+@pytest.mark.runtime
+def test_an_artifact_that_lost_an_object_is_none_and_is_made_again(questions: Questions) -> None:
+    first, rows = without_its_rows(questions)
+    state = look_up(questions.plan(), questions.store)["dataset"]
+    assert (state.state, state.manifest, state.lost) == (Lookup.ToDo, None, rows.name)
+    assert f"its object {rows.name} is gone" in state.why
+    with FaultyTeacher() as teacher:
+        result = stage_run(questions, "dataset", teacher)
+    again = look_up(questions.plan(), questions.store)["dataset"]
+    assert result.exit_class is ExitClass.Done and again.state is Lookup.Found and again.manifest
+    assert again.manifest.content_digest == first.content_digest and again.manifest.sha256 == result.manifest_sha256
+    assert questions.store.exists(f"history/{first.sha256}.json")
 
 
 def test_a_reader_whose_input_was_collected_meanwhile_says_plan_again(questions: Questions) -> None:
@@ -79,6 +90,15 @@ def test_a_reader_whose_input_was_collected_meanwhile_says_plan_again(questions:
         delete_artifact(questions.store, plan.stage("dataset").key)
         with pytest.raises(TransientError, match=r"input 'rows' \(stage 'dataset'.* is not in .*; plan again"):
             context.input("rows")
+
+
+def without_its_rows(questions: Questions) -> tuple[Manifest, ObjectRef]:
+    """The dataset's manifest, and the one object of rows that it names and that is gone."""
+    manifest = questions.run("dataset").manifest
+    assert manifest
+    (rows,) = manifest.select("rows/")
+    questions.store.delete(rows.name)
+    return manifest, rows
 
 
 def stage_run(questions: Questions, stage: str, teacher: FaultyTeacher) -> StageResult:

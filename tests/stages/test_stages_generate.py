@@ -124,6 +124,20 @@ def test_a_killed_worker_loses_no_committed_answer(questions: Questions, monkeyp
     assert outcome.counts["done"] == 12
 
 
+def test_a_failure_names_the_unit_that_it_came_in(questions: Questions, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(asking, "OPEN_UNITS", 1)
+    monkeypatch.setattr(asking, "cut_units", lambda pairs: _units(pairs, 3))
+    for answered, position in ((0, "smoke unit"), (4 + 3, "unit 1")):
+        refuse = [None] * answered
+
+        def fault(asked: Asked, refuse: list[None] = refuse) -> Response | None:
+            return refuse.pop() if refuse else error(401)
+
+        with FaultyTeacher(fault) as teacher, pytest.raises(DeniedError) as failed:
+            questions.run("answers", teacher)
+        assert failed.value.position == position
+
+
 def _units(pairs: Any, size: int) -> Any:
     from kd_runtime.artifacts.units import cut_units
 

@@ -184,3 +184,16 @@ def test_a_template_of_the_users_renders_the_rows(tmp_path: Path, tiny_models: P
         + made.rows[0].input_ids[made.rows[0].prompt_tokens :].tolist()
     )
     assert not np.array_equal(made.rows[0].input_ids, plain.rows[0].input_ids)
+
+
+def test_where_a_stage_evaluates_some_row_must_be_held_out(tmp_path: Path, tiny_models: Path) -> None:
+    files, few = {"d.jsonl": jsonl(*questions(8))}, {"fraction": 0.001}
+    assert ingest(tmp_path / "trained", tiny_models, files, at="d.jsonl", holdout=few).counts["heldOut"] == 0
+    message = (
+        "0.001 of 8 rows holds none out, and stage exam evaluates on held-out rows; raise it, give more rows, or leave"
+    )
+    with pytest.raises(DataError, match=f"spec.dataset.holdout.fraction: {message}"):
+        ingest(tmp_path / "examined", tiny_models, files, at="d.jsonl", holdout=few, evaluates=True)
+    assert not list((tmp_path / "examined").glob("store/artifacts/*"))
+    some = ingest(tmp_path / "some", tiny_models, files, at="d.jsonl", holdout={"fraction": 0.5}, evaluates=True)
+    assert some.counts["heldOut"] > 0

@@ -129,6 +129,12 @@ def test_an_error_ends_with_its_class_and_its_sentence(bench: Bench, body: str, 
     assert said in output
 
 
+def test_where_it_failed_is_in_the_result(bench: Bench) -> None:
+    body = "error = runner.TransientError('gone'); error.position = 'unit 3'; raise error"
+    code, result, _ = bench.end(bench.start(body))
+    assert (code, result.position) == (75, "unit 3")
+
+
 def test_sigterm_ends_with_143(bench: Bench) -> None:
     process = bench.start("time.sleep(600)")
     assert process.stdout is not None

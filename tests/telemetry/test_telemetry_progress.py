@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import io
+import json
+import queue
+import socket
 import threading
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
 
 from kd_runtime.local.display import Display, ProgressServer
-from kd_runtime.telemetry.progress import Progress, Reporter
+from kd_runtime.telemetry import progress
+from kd_runtime.telemetry.progress import Progress, Reporter, pause_seconds
 
 
 class Listener(Display):
@@ -53,6 +63,164 @@ def test_every_update_is_heard_by_the_stall_watch() -> None:
     reporter.update(1, 2, "rows")
     reporter.update(2, 2, "rows")
     assert len(heard) == 2
+
+
+@dataclass(frozen=True)
+class Post:
+    """What the operator got."""
+
+    body: dict[str, Any]
+    headers: dict[str, str]
+
+
+class Operator:
+    """An HTTP server that keeps posts and answers as it is told: 204, or what was put into ``answers``."""
+
+    def __init__(self) -> None:
+        self.posts: queue.Queue[Post] = queue.Queue()
+        self.answers: list[tuple[int, dict[str, str]]] = []
+        owner = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                status, headers = owner.answers.pop(0) if owner.answers else (204, {})
+                self.send_response(status)
+                for name, value in headers.items():
+                    self.send_header(name, value)
+                self.end_headers()
+                owner.posts.put(Post(json.loads(body), dict(self.headers)))
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_address[1]}/v1/progress/team-a/tutor"
+
+    def next(self) -> Post:
+        return self.posts.get(timeout=20)
+
+
+@pytest.fixture
+def operator() -> Iterator[Operator]:
+    made = Operator()
+    threading.Thread(target=made.server.serve_forever, daemon=True).start()
+    yield made
+    made.server.shutdown()
+    made.server.server_close()
+
+
+@pytest.fixture
+def token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    path = tmp_path / "token"
+    path.write_text("first\n")
+    monkeypatch.setenv("KD_PROGRESS_TOKEN_FILE", str(path))
+    return path
+
+
+@pytest.fixture
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "CLUSTER_INTERVAL_SECONDS", 0.01)
+
+
+@pytest.mark.usefixtures("soon")
+def test_a_token_that_kubelet_replaced_is_read_again(operator: Operator, token: Path) -> None:
+    with closing(Reporter("answers", url=operator.url)) as reporter:
+        reporter.update(1, 10, "rows")
+        assert operator.next().headers["Authorization"] == "Bearer first"
+        token.write_text("second\n")
+        reporter.update(2, 10, "rows")
+        assert operator.next().headers["Authorization"] == "Bearer second"
+
+
+@pytest.mark.usefixtures("token")
+def test_on_a_cluster_what_comes_within_ten_seconds_waits_but_the_last_is_sent_at_once(operator: Operator) -> None:
+    reporter = Reporter("answers", url=operator.url)
+    reporter.update(1, 10, "rows")
+    assert operator.next().body["completed"] == 1
+    for completed in range(2, 11):
+        reporter.update(completed, 10, "rows")
+    reporter.close()
+    assert operator.next().body["completed"] == 10
+    assert operator.posts.empty(), "the nine in between were posted one by one"
+
+
+@pytest.mark.usefixtures("soon", "token")
+def test_a_report_that_was_refused_is_sent_again_later(operator: Operator) -> None:
+    operator.answers = [(503, {}), (429, {"Retry-After": "0"})]
+    with closing(Reporter("answers", url=operator.url)) as reporter:
+        reporter.update(1, 10, "rows")
+        assert [operator.next().body["completed"] for _ in range(3)] == [1, 1, 1]
+
+
+@pytest.mark.usefixtures("soon", "token")
+def test_who_asks_for_time_is_left_alone_even_at_the_end(operator: Operator) -> None:
+    operator.answers = [(429, {"Retry-After": "600"})]
+    reporter = Reporter("answers", url=operator.url)
+    reporter.update(1, 10, "rows")
+    operator.next()
+    reporter.update(10, 10, "rows")
+    reporter.close()
+    assert reporter._thread is not None
+    reporter._thread.join(20)
+    assert not reporter._thread.is_alive()
+    assert operator.posts.empty()
+
+
+def test_a_listener_that_fails_is_asked_ever_more_seldom() -> None:
+    pauses = [pause_seconds(10.0, failures, 0.0) for failures in range(1, 6)]
+    assert pauses == [20.0, 40.0, 80.0, 120.0, 120.0]
+    assert pause_seconds(10.0, 1, 45.0) == 45.0, "it says itself when"
+    assert pause_seconds(10.0, 1, 3.0) == 10.0
+    assert pause_seconds(0.5, 500, 86_400.0) == 120.0
+
+
+@pytest.mark.usefixtures("soon")
+def test_without_its_token_file_nothing_is_sent_and_the_run_goes_on(operator: Operator, token: Path) -> None:
+    token.unlink()
+    reporter = Reporter("answers", url=operator.url)
+    reporter.update(1, 10, "rows")
+    reporter.close()
+    assert operator.posts.empty()
+
+
+def test_a_listener_that_never_answers_does_not_hold_up_the_end() -> None:
+    """It takes connections and says nothing: `close` comes back, whatever the thread does."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        reporter = Reporter("answers", url=f"http://127.0.0.1:{silent.getsockname()[1]}/progress")
+        reporter.update(1, 2, "rows")
+        closed = threading.Thread(target=reporter.close)
+        closed.start()
+        closed.join(30)
+        assert not closed.is_alive()
+
+
+@pytest.mark.usefixtures("token")
+def test_a_loss_that_is_no_number_and_a_message_of_any_length_do_not_stop_reporting(operator: Operator) -> None:
+    with closing(Reporter("student", url=operator.url)) as reporter:
+        reporter.update(1, 10, "steps", loss=float("nan"), message="ä" * 5000)
+        post = operator.next()
+    assert post.body["loss"] is None
+    assert len(json.dumps(post.body)) < 4096
+
+
+@pytest.mark.usefixtures("token")
+def test_no_proxy_of_the_environment_sees_the_token(operator: Operator, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    with closing(Reporter("answers", url=operator.url)) as reporter:
+        reporter.update(1, 10, "rows")
+        assert operator.next().body["stage"] == "answers"
+
+
+@pytest.mark.parametrize("url", ["http://[::1", "nonsense", "http://"])
+def test_an_address_that_is_none_is_no_harm(url: str) -> None:
+    reporter = Reporter("answers", url=url)
+    reporter.update(1, 2, "rows")
+    reporter.close()
+    assert reporter._thread is not None
+    reporter._thread.join(20)
+    assert not reporter._thread.is_alive()
 
 
 def test_lines_are_printed_where_there_is_no_terminal() -> None:
