@@ -45,6 +45,22 @@ def stage_run(
     raise typer.Exit(run_stage(StageOptions(store, plan, name, attempt, index, endpoint, region, cache)))
 
 
+@stage.command("plan")
+def stage_plan(
+    job: Annotated[Path, typer.Option("--job", help="The DistillationJob, as JSON.", dir_okay=False)],
+    runtime: Annotated[
+        Path, typer.Option("--runtime", help="Its ClusterDistillationRuntime, as JSON.", dir_okay=False)
+    ],
+    plan: Annotated[str | None, typer.Option("--plan", help="A plan that is there: look-up and probes only.")] = None,
+    retry: Annotated[str | None, typer.Option("--retry", help="STAGE/NONCE: ask again what it rejected.")] = None,
+    cache: CacheOption = None,
+) -> None:
+    """Plan a job for a cluster and write $KD_RESULT_FILE; the exit code is the class of its end."""
+    from kd_runtime.stages.plan import PlanOptions, run_plan
+
+    raise typer.Exit(run_plan(PlanOptions(job, runtime, plan, retry, cache)))
+
+
 @teacher.callback()
 def _teacher() -> None:
     """Serve a teacher."""

@@ -24,7 +24,6 @@ def add(app: typer.Typer) -> None:
     app.command()(plan)
     app.command()(lint)
     app.command()(schema)
-    app.command()(report)
 
 
 def run(manifest: ManifestArgument, runtime: RuntimeOption = None) -> None:

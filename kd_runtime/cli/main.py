@@ -10,7 +10,7 @@ from rich.markup import escape
 
 from kd_runtime import __version__
 from kd_runtime.api.failures import ExitClass, KDError, classify, disk_full
-from kd_runtime.cli import chat, internals, jobs, logits, rejects, store
+from kd_runtime.cli import chat, cluster, internals, jobs, logits, rejects, store
 
 app = typer.Typer(
     name="kd",
@@ -20,6 +20,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 jobs.add(app)
+cluster.add(app)
 store.add(app)
 chat.add(app)
 app.add_typer(rejects.app, name="rejects")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -22,7 +23,11 @@ CORPUS = Path(__file__).parents[1] / "api" / "corpus"
 
 def kd(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "kd_runtime.cli.main", *arguments], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "kd_runtime.cli.main", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "COLUMNS": "200"},
     )
 
 

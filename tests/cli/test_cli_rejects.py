@@ -34,7 +34,7 @@ WANTED = {f"d.jsonl:{2 * number + 1}": reason for number, (_, reason, _) in enum
 
 def write(folder: Path, models: Path, ratio: float, lines: list[bytes]) -> Path:
     (folder / "d.jsonl").write_bytes(b"\n".join(lines) + b"\n")
-    document = job(FULL, models, folder / "d.jsonl", f"file://{folder}/store/")
+    document = job(FULL[:3], models, folder / "d.jsonl", f"file://{folder}/store/")
     fields = {"prompt": "question", "response": "answer"}
     document["spec"]["dataset"] |= {"fields": fields, "maxRejectedRatio": ratio}
     (folder / "job.yaml").write_text(yaml.safe_dump(document))

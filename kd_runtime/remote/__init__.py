@@ -1,0 +1,1 @@
+"""Jobs on a cluster as a person at a terminal deals with them: submit, watch, logs, report, suspend, resume, retry, explain."""
