@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import copy
-import os
-import ssl
-import subprocess
+import random
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 import yaml
+from cluster_server import CORPUS, Server
 
-from kd_runtime.api.cel_rules import update_violations
+from kd_runtime.api.cel_rules import is_cidr, update_violations
 from kd_runtime.api.classes import leaves
 from kd_runtime.api.crd import kinds
 from kd_runtime.api.job import DistillationJob
@@ -25,65 +23,8 @@ from kd_runtime.api.structural import schema_of
 
 pytestmark = pytest.mark.cluster
 
-KIT = os.environ.get("KD_TEST_KIT")
-CRDS = Path(__file__).parents[2] / "crds"
-CORPUS = Path(__file__).parents[1] / "api" / "corpus"
 GOOD = sorted((CORPUS / "good").glob("*.yaml"))
 BAD = sorted((CORPUS / "bad").glob("*.yaml"))
-PLURALS = {"DistillationJob": "distillationjobs", "ClusterDistillationRuntime": "clusterdistillationruntimes"}
-
-
-@dataclass(frozen=True)
-class Server:
-    """An API server that has the CRDs."""
-
-    client: httpx.Client
-    environment: dict[str, str]
-
-    def url(self, document: dict[str, Any], name: str = "") -> str:
-        """Where a document's kind lives."""
-        scope = "/namespaces/default" if document["kind"] == "DistillationJob" else ""
-        return f"/apis/kubedistill.io/v1alpha1{scope}/{PLURALS[document['kind']]}/{name}".rstrip("/")
-
-    def create(self, document: dict[str, Any], *, dry_run: bool = True) -> httpx.Response:
-        """Ask the server to create ``document``, refusing unknown fields."""
-        parameters = {"fieldValidation": "Strict", **({"dryRun": "All"} if dry_run else {})}
-        return self.client.post(self.url(document), json=document, params=parameters)
-
-    def kubectl(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Run kubectl against this server."""
-        return subprocess.run(
-            ["kubectl", *arguments], env=self.environment, capture_output=True, text=True, timeout=120
-        )
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    if KIT is None:
-        pytest.skip("KD_TEST_KIT is not set: there is no Kubernetes to test against")
-    home = tmp_path_factory.mktemp("kit")
-    environment = {**os.environ, "KIT_DIR": str(home)}
-    subprocess.run([KIT, "up"], env=environment, check=True, capture_output=True, timeout=180)
-    try:
-        said = subprocess.run([KIT, "env"], env=environment, check=True, capture_output=True, text=True).stdout
-        words = dict(word.split("=", 1) for word in said.removeprefix("export ").split() if "=" in word)
-        environment |= {
-            "KUBECONFIG": words["KUBECONFIG"],
-            "PATH": words["PATH"].replace("$PATH", os.environ["PATH"]),
-        }
-        config = yaml.safe_load(Path(words["KUBECONFIG"]).read_text())
-        cluster, user = config["clusters"][0]["cluster"], config["users"][0]["user"]
-        trust = ssl.create_default_context(cafile=cluster["certificate-authority"])
-        headers = {"Authorization": f"Bearer {user['token']}"}
-        with httpx.Client(base_url=cluster["server"], verify=trust, headers=headers, timeout=60) as client:
-            ready = Server(client, environment)
-            applied = ready.kubectl("apply", "-f", str(CRDS))
-            assert applied.returncode == 0, applied.stderr
-            established = ready.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=60s")
-            assert established.returncode == 0, established.stderr
-            yield ready
-    finally:
-        subprocess.run([KIT, "down"], env=environment, capture_output=True, timeout=120)
 
 
 def named(path: Path) -> str:
@@ -97,7 +38,7 @@ def expected(path: Path) -> dict[str, Any]:
 
 
 def test_the_crds_are_structural_and_named_as_the_api_says(server: Server) -> None:
-    for plural in PLURALS.values():
+    for plural in ("distillationjobs", "clusterdistillationruntimes"):
         crd = server.client.get(
             f"/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{plural}.kubedistill.io"
         ).json()
@@ -133,6 +74,60 @@ def test_the_server_refuses_what_lint_refuses_at_the_same_field(server: Server, 
         text = f"{error.message}; {error.remedy}"
         if text in rules:
             assert any(cause["message"].endswith(text) and cause["field"] == error.path for cause in causes), message
+
+
+def cidr_like(draw: random.Random) -> str:
+    """Something near a CIDR: half of them are, others have a part too many, too few, too large or spelled otherwise."""
+    octets = [str(draw.choice([0, 1, 10, 127, 255, 255, 256, 999])) for _ in range(draw.choice([4, 4, 4, 4, 4, 3, 5]))]
+    groups = [draw.choice(["0", "fd00", "FFFF", "1", "", "", "12345", "g", "0001"]) for _ in range(draw.randint(2, 9))]
+    ends = [":".join(groups), f"::{'.'.join(octets)}", f"::ffff:{'.'.join(octets)}", f"{':'.join(groups)}%lo"]
+    address = ".".join(octets) if draw.random() < 0.4 else draw.choice([*ends, ends[0], "::", "::1", "fe80::"])
+    bits = draw.choice(
+        ["0", "8", "24", "32", "32", "33", "64", "104", "128", "129", "", "08", "+8", "-1", "8 ", "255.0.0.0"]
+    )
+    return (
+        f"{draw.choice(['', '', '', '', '', '', '', ' ', '0'])}{address}{draw.choice(['/', '/', '/', '/', ''])}{bits}"
+    )
+
+
+def test_the_server_and_lint_tell_a_cidr_alike_and_a_networkpolicy_takes_what_they_accept(server: Server) -> None:
+    draw = random.Random(7)
+    texts = sorted(
+        {cidr_like(draw) for _ in range(3000)} | {"10.1.2.3/8", "10.0.0.0/8", "fd00::/8", "0.0.0.0/0", "::/0"}
+    )
+    refused = {text for part in _parts(texts) for text in _refused_cidrs(server, part)}
+    assert {text for text in texts if not is_cidr(text)} == refused
+    accepted = [text for text in texts if text not in refused]
+    assert {"10.1.2.3/8", "fd00::/8"} < {*accepted}
+    for part in _parts(accepted):
+        egress = [{"to": [{"ipBlock": {"cidr": cidr}} for cidr in part]}]
+        answer = server.create(
+            {
+                "apiVersion": "networking.k8s.io/v1",
+                "kind": "NetworkPolicy",
+                "metadata": {"name": "all"},
+                "spec": {"podSelector": {}, "policyTypes": ["Egress"], "egress": egress},
+            }
+        )
+        assert answer.status_code == 201, answer.json()["message"]
+
+
+def _parts(texts: list[str]) -> list[list[str]]:
+    """``texts`` in lists that the API takes."""
+    return [texts[start : start + 64] for start in range(0, len(texts), 64)]
+
+
+def _refused_cidrs(server: Server, cidrs: list[str]) -> Iterator[str]:
+    """Those that a runtime must not list, by the places that the server names."""
+    (runtime,) = load_documents(CORPUS / "bad" / "runtime-private-cidr-octet.yaml")
+    runtime["spec"]["network"]["privateCIDRs"] = cidrs
+    answer = server.create(runtime)
+    causes = answer.json()["details"].get("causes", []) if answer.status_code == 422 else []
+    for cause in causes:
+        place = int(cause["field"].removeprefix("spec.network.privateCIDRs[").removesuffix("]"))
+        assert f"{cidrs[place]}" in cause["message"]
+        assert "is no CIDR; write ADDRESS/BITS, such as 10.0.0.0/8 or fd00::/8" in cause["message"]
+        yield cidrs[place]
 
 
 PYTHON_ONLY = [p for p in BAD if expected(p)["server"] == "python-only"]

@@ -1,0 +1,1 @@
+"""The operator of KubeDistill: DistillationJobs become pods, stage by stage."""
