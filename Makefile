@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed-$(shell cat requirements/cpu.lock.txt requirements/install.sh pyproject.toml 2>/dev/null | sha256sum | cut -c1-16)
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help demo test test-fast test-runtime test-cluster lint generate format bench soak clean
+.PHONY: help demo test test-faults test-fast test-runtime test-cluster lint generate image-locks images format bench bench-operator soak clean
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -25,7 +25,7 @@ demo: $(STAMP) ## distil a real small language model, end to end (about 10 minut
 test: $(STAMP) ## the whole suite
 	$(BIN)/python -m pytest -q -m "not runtime and not cluster and not e2e" tests
 	$(BIN)/python -m pytest -q -m "runtime" tests
-	$(BIN)/python -m pytest -q -m "cluster or e2e" tests
+	$(BIN)/python -m pytest -q -m "(cluster or e2e) and not faults" tests
 
 test-fast: $(STAMP) ## unit and property tests
 	$(BIN)/python -m pytest -q -m "not runtime and not cluster and not e2e" tests
@@ -34,7 +34,10 @@ test-runtime: $(STAMP) ## tests with tiny real models and a real vLLM
 	$(BIN)/python -m pytest -q -m "runtime" tests
 
 test-cluster: $(STAMP) ## tests against a real Kubernetes (KD_TEST_KIT)
-	$(BIN)/python -m pytest -q -m "cluster or e2e" tests
+	$(BIN)/python -m pytest -q -m "(cluster or e2e) and not faults" tests
+
+test-faults: $(STAMP) ## every fault on a real node (KD_TEST_KIT)
+	$(BIN)/python -m pytest -q -m "e2e or faults" tests
 
 lint: $(STAMP) ## ruff, mypy, import rules, drift of what is generated
 	$(BIN)/ruff check .
@@ -42,16 +45,26 @@ lint: $(STAMP) ## ruff, mypy, import rules, drift of what is generated
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m kd_runtime.api.generate --check
+	$(BIN)/python requirements/image_locks.py --check
 
 format: $(STAMP) ## apply ruff's fixes and format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-generate: $(STAMP) ## crds/ and docs/api.md from the models
+generate: $(STAMP) ## crds/ and docs/api.md from the models; the chart's copies
 	$(BIN)/python -m kd_runtime.api.generate
+
+image-locks: $(STAMP) ## the lock files of the images, from cpu.lock.txt
+	$(BIN)/python requirements/image_locks.py
+
+images: ## both container images (docker, or what KD_IMAGE_BUILD says)
+	images/build.sh
 
 bench: $(STAMP) ## benchmarks against their goals; ends with 1 naming each that is missed
 	$(BIN)/python bench/run.py
+
+bench-operator: $(STAMP) ## the operator under load on simulated nodes, likewise (KD_TEST_KIT; about 45 minutes)
+	$(BIN)/python bench/operator_jobs.py
 
 soak: $(STAMP) ## hundreds of kills of random processes over the quickstart (hours)
 	KD_SOAK_KILLS=$${KD_SOAK_KILLS:-200} $(BIN)/python -m pytest -q -m runtime -k kills tests

@@ -1,0 +1,73 @@
+"""NetworkPolicies on a real node that enforces them: a job works under its own, and nobody else reaches its teacher."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from e2e.tiny_jobs import tiny_job, upload_inputs
+from real_node import NAMESPACE, Node
+
+from kd_runtime import __version__
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+
+SECONDS = 420.0
+
+
+@pytest.fixture(scope="module")
+def enforced(node: Node, tmp_path_factory: pytest.TempPathFactory, tiny_models: Path) -> Node:
+    """The node, with its policies enforced from now on."""
+    node.kit_run("netpol")
+    upload_inputs(node, tiny_models, tmp_path_factory.mktemp("questions"))
+    return node
+
+
+def caller(node: Node, name: str, labels: dict[str, str], url: str) -> bool:
+    """Whether a pod with those labels reaches a URL."""
+    restricted = {
+        "runAsNonRoot": True,
+        "runAsUser": 10001,
+        "allowPrivilegeEscalation": False,
+        "capabilities": {"drop": ["ALL"]},
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }
+    container = {
+        "name": "caller",
+        "image": f"localhost/kubedistill/operator:{__version__}",
+        "imagePullPolicy": "Never",
+        "command": ["python3", "-c", f"import urllib.request as r; r.urlopen({url!r}, timeout=5)"],
+        "securityContext": restricted,
+    }
+    spec: dict[str, Any] = {"restartPolicy": "Never", "automountServiceAccountToken": False, "containers": [container]}
+    node.apply({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "labels": labels}, "spec": spec})
+    ended = "jsonpath={.status.containerStatuses[0].state.terminated.exitCode}"
+    node.kubectl("wait", f"--for={ended}", f"pod/{name}", "-n", NAMESPACE, "--timeout=90s")
+    return node.kubectl("get", "pod", name, "-n", NAMESPACE, "-o", ended) == "0"
+
+
+def test_a_job_runs_under_its_policy_and_only_its_own_pods_reach_its_teacher(enforced: Node) -> None:
+    node, name = enforced, "walled"
+    node.apply(tiny_job(node, name, first=1))
+    node.running(name, "answers", SECONDS)
+    teacher = node.job(name)["status"]["teachers"][0]
+    uid = node.job(name)["metadata"]["uid"]
+    health = f"{teacher['url']}/health"
+    assert not caller(node, "stranger", {"app": "stranger"}, health)
+    assert caller(node, "member", {"kubedistill.io/job-uid": uid}, health)
+    assert not caller(node, "outside", {"kubedistill.io/job-uid": uid}, "http://169.254.169.254/latest/meta-data/")
+    node.succeeded(name, SECONDS)
+
+
+def test_what_the_pods_posted_came_through(enforced: Node) -> None:
+    pods = enforced.list("pods", "app.kubernetes.io/component=operator", "kubedistill")
+    path = f"/api/v1/namespaces/kubedistill/pods/{pods[0]['metadata']['name']}:8080/proxy/metrics"
+    said = subprocess.run(
+        ["kubectl", "get", "--raw", path], env=enforced.environment, capture_output=True, text=True, timeout=60
+    )
+    assert said.returncode == 0, said.stderr
+    posts = [line for line in said.stdout.splitlines() if "progress_posts_total" in line and "Accepted" in line]
+    assert any(float(line.rsplit(" ", 1)[1]) > 0 for line in posts), json.dumps(posts)
