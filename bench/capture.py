@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from measuring import ROUNDS, Goal, at_least, medians
+from measuring import ROUNDS, Figure, Goal, at_least, medians
 
 from kd_runtime.logits.spec import ShardSpec
 from kd_runtime.teachers.client import TeacherClient
@@ -100,8 +100,8 @@ def in_process(model: Path, folder: Path, k: int) -> Iterator[subprocess.Popen[s
         process.wait()
 
 
-def figures(args: argparse.Namespace) -> Iterator[Goal]:
-    """Print both rates, and yield the goal."""
+def figures(args: argparse.Namespace) -> Iterator[Figure | Goal]:
+    """Both rates, and the goal."""
     vocab = int(json.loads((args.model / "config.json").read_text())["vocab_size"])
     random = np.random.default_rng(0)
     rows = [
@@ -124,9 +124,9 @@ def figures(args: argparse.Namespace) -> Iterator[Goal]:
 
             found = medians({"in process": inside, "over HTTP": lambda: asyncio.run(ask(url, rows, spec))}, args.rounds)
     tokens = args.rows * args.tokens
-    print(f"{args.model.name}, {args.rows} rows of {args.tokens} tokens, K={args.k}, {ROWS_A_REQUEST} rows a request")
+    table = f"Capture, {args.model.name}, {args.rows} rows of {args.tokens} tokens, K={args.k}, {ROWS_A_REQUEST} rows a request"
     for which, seconds in found.items():
-        print(f"  {which:12} {tokens / seconds:7.0f} tokens/s")
+        yield Figure(table, which, {"tokens/s": tokens / seconds})
     ratio = found["in process"] / found["over HTTP"]
     yield at_least("rate of capture over HTTP over the in-process rate, 4 rows a request", ratio, 0.95)
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from measuring import ROUNDS, Goal, at_least, at_most, medians
+from measuring import ROUNDS, Figure, Goal, at_least, at_most, medians
 
 from kd_runtime.logits.build import TeacherRow, build_planes
 from kd_runtime.logits.inspection import inspect
@@ -76,8 +76,8 @@ def read_shard(path: Path, spec: ShardSpec, keys: list[bytes]) -> int:
     return positions
 
 
-def figures(args: argparse.Namespace) -> Iterator[Goal]:
-    """Print sizes and rates, and yield the goals."""
+def figures(args: argparse.Namespace) -> Iterator[Figure | Goal]:
+    """Sizes and rates, and the goals."""
     for spec in (
         ShardSpec("Compact", args.k, vocab=args.vocab, entropy=True),
         ShardSpec("Exact", args.k, vocab=args.vocab),
@@ -93,13 +93,17 @@ def figures(args: argparse.Namespace) -> Iterator[Goal]:
 
 def _figures(
     args: argparse.Namespace, spec: ShardSpec, rows: list[TeacherRow], planes: Planes, shard: Path, lines: Path
-) -> Iterator[Goal]:
+) -> Iterator[Figure | Goal]:
     keys = [bytes(key) for key in np.random.default_rng(1).permutation(planes["key"])]
     info, body = inspect(shard), planes_to_bytes(planes)
-    print(
-        f"{spec.profile} K={spec.k} V={spec.vocab:,}: {info.bytes_per_position:.1f} bytes a scored position, "
-        f"{info.file_bytes_per_position:.1f} with the whole file; JSON lines {lines.stat().st_size / planes.positions:.1f}"
-    )
+    table = f"Logits, {spec.profile}, K={spec.k}, V={spec.vocab:,}{', entropy' if spec.entropy else ''}"
+    sizes = {
+        "planes of scored positions": info.bytes_per_position,
+        "whole file": info.file_bytes_per_position,
+        "JSON lines": lines.stat().st_size / planes.positions,
+    }
+    for what, size in sizes.items():
+        yield Figure(f"{table}: size", what, {"bytes a scored position": size})
     steps: dict[str, Callable[[], object]] = {
         "read shard": lambda: read_shard(shard, spec, keys),
         "read JSON lines": lambda: read_json_lines(lines),
@@ -109,11 +113,14 @@ def _figures(
     }
     found = medians(steps, args.rounds)
     for name, seconds in found.items():
-        print(f"  {name:16} {args.rows / seconds:9.0f} rows/s {1e6 * seconds / planes.positions:7.2f} us/position")
+        values = {"rows/s": args.rows / seconds, "us a position": 1e6 * seconds / planes.positions}
+        yield Figure(f"{table}: {args.rows} rows of {args.tokens} tokens", name, values)
     ratio = found["read JSON lines"] / found["read shard"]
     yield at_least(f"rows a second over JSON lines', {spec.profile} K={spec.k}", ratio, 50)
     if spec.profile == "Compact" and spec.k == 32:
-        yield at_most("bytes a scored position, Compact K=32 with entropy", info.bytes_per_position, 116)
+        yield at_most(
+            f"bytes a scored position, Compact K=32 V={spec.vocab:,} with entropy", info.bytes_per_position, 116
+        )
 
 
 def parsed(arguments: list[str] | None = None) -> argparse.Namespace:

@@ -12,7 +12,7 @@ import argparse
 from collections.abc import Callable, Iterator
 
 import torch
-from measuring import ROUNDS, Goal, at_most, extra_bytes, medians
+from measuring import ROUNDS, Figure, Goal, at_most, extra_bytes, medians
 from torch import Tensor, nn
 
 from kd_runtime.losses.head import SparseKDHead
@@ -69,23 +69,25 @@ def variants(args: argparse.Namespace, vocab: int) -> tuple[dict[str, Callable[[
     return found, (weight.numel() + hidden.numel()) * weight.element_size()
 
 
-def figures(args: argparse.Namespace) -> Iterator[Goal]:
-    """Print a line for each variant, and yield the goals."""
+def figures(args: argparse.Namespace) -> Iterator[Figure | Goal]:
+    """Seconds and extra memory of each variant, and the goals."""
     for vocab in (int(text) for text in args.vocabs.split(",")):
         steps, gradients = variants(args, vocab)
         seconds = medians(steps, args.rounds)
-        extra = {name: extra_bytes(step, args.rounds) - gradients for name, step in steps.items()}
-        print(
-            f"V={vocab:,} H={args.hidden} {args.positions:,} positions {args.dtype}, {torch.get_num_threads()} threads"
-        )
+        extra = {name: risen - gradients for name, risen in extra_bytes(steps, args.rounds).items()}
+        where = f"V={vocab:,}, {args.dtype}"
+        table = f"Loss, {where}, H={args.hidden}, {args.positions:,} positions, {torch.get_num_threads()} threads"
         for name in steps:
-            times = f"{seconds[name]:7.3f} s  {seconds[name] / seconds['cross-entropy']:5.2f} x cross-entropy"
-            memory = f"{extra[name] / 2**20:7.0f} MiB  {extra[name] / extra['dense KD']:6.3f} x dense KD"
-            print(f"  {name:18} {times}  {memory}")
+            values = {
+                "s": seconds[name],
+                "x cross-entropy": seconds[name] / seconds["cross-entropy"],
+                "MiB extra": extra[name] / 2**20,
+                "x dense KD": extra[name] / extra["dense KD"],
+            }
+            yield Figure(table, name, values)
         name = "ForwardKL T=1"
-        where = f"at V={vocab:,}, {args.dtype}"
-        yield at_most(f"time of the loss over cross-entropy's {where}", seconds[name] / seconds["cross-entropy"], 1.25)
-        yield at_most(f"extra memory of the loss over a dense one's {where}", extra[name] / extra["dense KD"], 0.1)
+        yield at_most(f"time of the loss over cross-entropy's, {where}", seconds[name] / seconds["cross-entropy"], 1.25)
+        yield at_most(f"extra memory of the loss over a dense one's, {where}", extra[name] / extra["dense KD"], 0.1)
 
 
 def parsed(arguments: list[str] | None = None) -> argparse.Namespace:

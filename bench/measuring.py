@@ -1,4 +1,4 @@
-"""What the benchmarks share: interleaved rounds, medians, peak memory, goals that are met or missed."""
+"""What the benchmarks share: interleaved rounds, medians, peak memory, figures, goals that are met or missed."""
 
 from __future__ import annotations
 
@@ -11,6 +11,20 @@ from pathlib import Path
 
 ROUNDS = 4
 """Least number of interleaved rounds of a figure."""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """Some values of one thing."""
+
+    table: str
+    """What they are measured on: things of the same table are compared."""
+    what: str
+    values: Mapping[str, float]
+    """By unit."""
+
+    def __str__(self) -> str:
+        return f"  {self.what:22}" + "  ".join(f"{shown(value):>9} {unit}" for unit, value in self.values.items())
 
 
 @dataclass(frozen=True)
@@ -28,8 +42,17 @@ class Goal:
         return self.found <= self.wanted if self.at_most else self.found >= self.wanted
 
     def __str__(self) -> str:
-        bound = "at most" if self.at_most else "at least"
-        return f"{'met   ' if self.met else 'MISSED'} {self.what}: {self.found:.4g}, goal {bound} {self.wanted:g}"
+        return f"{'met   ' if self.met else 'MISSED'} {self.what}: {shown(self.found)}, goal {self.bound}"
+
+    @property
+    def bound(self) -> str:
+        """What it should be, in words."""
+        return f"{'at most' if self.at_most else 'at least'} {self.wanted:g}"
+
+
+def shown(value: float) -> str:
+    """A value to four places, or whole where it is large."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def at_most(what: str, found: float, wanted: float) -> Goal:
@@ -58,9 +81,14 @@ def medians(steps: Mapping[str, Callable[[], object]], rounds: int = ROUNDS) -> 
     return {name: statistics.median(values) for name, values in times.items()}
 
 
-def extra_bytes(step: Callable[[], object], rounds: int = ROUNDS) -> float:
-    """Median of how far the process's resident memory rises above what it was, while ``step`` runs. Linux alone."""
-    return statistics.median([_rise(step) for _ in range(rounds)])
+def extra_bytes(steps: Mapping[str, Callable[[], object]], rounds: int = ROUNDS) -> dict[str, float]:
+    """Median of how far the process's resident memory rises above what it was, while a step runs, over interleaved
+    rounds. Linux alone."""
+    rises: dict[str, list[int]] = {name: [] for name in steps}
+    for _ in range(rounds):
+        for name, step in steps.items():
+            rises[name].append(_rise(step))
+    return {name: statistics.median(values) for name, values in rises.items()}
 
 
 def _rise(step: Callable[[], object]) -> int:
