@@ -134,7 +134,6 @@ class Asking(Generic[T]):
         mine = units_of(units, self.ctx.index, self.ctx.workers)
         self._total = sum(len(unit.pairs) for unit in mine) + (len(smoke) if self.ctx.index == 0 else 0)
         self._count_found([*(p for unit in mine for p in unit.pairs), *(smoke if self.ctx.index == 0 else ())])
-        self.ctx.reporter.restart_clock()
         self._report()
         run_until_done(self._all(smoke, mine))
         return self._units.covered()

@@ -150,8 +150,6 @@ class _Work:
         model.to("cuda" if torch.cuda.is_available() else "cpu")
         self.ctx.stage.recorded.update({"dtype": "float32", "device": model.device.type})
         tokenizer = load_tokenizer(folder, trust_remote_code=trusted)
-        if self.done == 0:
-            self.ctx.reporter.restart_clock()
         examiner = Examiner(model, self.teacher.spec.vocab if self.teacher.spec else vocabulary_size(folder))
         self.scores[who] = examiner.score(self.held_out.rows, self.teacher.lookup, self._tick(f"{who}: scores"))
         self.done += len(self.held_out.rows)

@@ -89,7 +89,6 @@ def _influence(ctx: StageContext, model: Any, prune: Prune) -> list[float]:
         done += 1
         reporter.update(done, len(rows), "rows", tokens=tokens)
 
-    reporter.restart_clock()
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     try:
         return block_influence(model, rows, heard)

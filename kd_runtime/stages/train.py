@@ -236,8 +236,6 @@ def _gang(ctx: StageContext, task: RankTask, placement: Placement, out: Path, *,
 
 
 def _report(ctx: StageContext, sign: Sign) -> None:
-    if sign.phase == "training" and sign.tokens and sign.step == 1:
-        ctx.reporter.restart_clock()
     ctx.reporter.update(sign.step, sign.steps, "steps", tokens=sign.tokens, loss=sign.loss, message=sign.phase)
 
 

@@ -19,6 +19,8 @@ CLUSTER_INTERVAL_SECONDS = 10.0
 LONGEST_PAUSE_SECONDS = 120.0
 """After failures, or where the operator asks for more."""
 TIMEOUT_SECONDS = 2.0
+RATED_SECONDS = 1.0
+"""What a rate is taken over at least: tokens that come at one moment have none."""
 MESSAGE_CHARACTERS = 256
 """Of a message as it is posted: the operator takes 4 KiB in all."""
 
@@ -57,7 +59,7 @@ class Reporter:
         self._failures = 0
         self._pause = self._interval
         self._not_before = 0.0
-        self._started = time.monotonic()
+        self._first: tuple[float, int] | None = None
         self._wake = threading.Event()
         self._closed = threading.Event()
         self._thread: threading.Thread | None = None
@@ -71,15 +73,21 @@ class Reporter:
         """Say how far the stage is. ``tokens`` is the running total of this process; the rate is derived from it."""
         if self._heard:
             self._heard()
-        rate = tokens / max(time.monotonic() - self._started, 1e-6)
+        rate = self._rate(tokens)
         if loss is not None and not math.isfinite(loss):
             loss = None  # JSON has no NaN
         self._latest = Progress(self.stage, self.index, completed, total, unit, tokens, rate, loss, message)
         self._wake.set()
 
-    def restart_clock(self) -> None:
-        """Tokens are counted from now: called when loading is over and the work begins."""
-        self._started = time.monotonic()
+    def _rate(self, tokens: int) -> float:
+        """Tokens a second since the first were told of: what came before, loading and compiling, says nothing of the rest."""
+        now = time.monotonic()
+        if self._first is None and tokens:
+            self._first = now, tokens
+        if self._first is None:
+            return 0.0
+        began, had = self._first
+        return (tokens - had) / (now - began) if now - began >= RATED_SECONDS else 0.0
 
     def close(self) -> None:
         """Send what is unsent and stop the thread. A listener that did not answer the last time is not waited for."""
