@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from kd_runtime.api.failures import DataError, SettingsError
 from kd_runtime.logits.packing import bitmap_bytes, join_ids, pointers, ranges, unpack_mask
-from kd_runtime.logits.quantisation import dequantised
+from kd_runtime.logits.quantisation import dequantised, rounding
 from kd_runtime.logits.spec import ShardSpec, refuse_differences
 from kd_runtime.logits.targets import RowTargets, normalise
 
@@ -83,7 +83,7 @@ class Planes:
         tokens = slice(*(int(at) for at in self["row_ptr"][row : row + 2]))
         part = slice(*(int(at) for at in self["pos_ptr"][row : row + 2]))
         head = self.spec.k > 0
-        top_lp, tail_lp = self._head(part, temperature) if head else (None, None)
+        top_lp, tail_lp, rounded = self._head(part, temperature) if head else (None, None, None)
         drawn = self.spec.m and temperature == self.spec.own_temperature
         return RowTargets(
             key=self["key"][row].tobytes(),
@@ -92,6 +92,7 @@ class Planes:
             top_ids=self.top_ids(part) if head else None,
             top_lp=top_lp,
             tail_lp=tail_lp,
+            rounding=rounded,
             lab_lp=self["lab_lp"][part].astype(np.float32),
             lab_rank=np.array(self["lab_rank"][part]),
             entropy=self["ent"][part].astype(np.float32) if self.spec.entropy else None,
@@ -99,18 +100,26 @@ class Planes:
             draw_counts=np.array(self["rs_cnt"][part]) if drawn else None,
         )
 
-    def _head(self, part: slice, temperature: float) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Head [P, K] and tail [P] at ``temperature``, normalised over K+1."""
+    def _head(
+        self, part: slice, temperature: float
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+        """Head [P, K] and tail [P] at ``temperature``, normalised over K+1, and what is rounded of them [P]."""
+        stored = self.top_lp(part)
+        if temperature != 1:
+            stored /= np.float32(temperature)
+        top, tail = normalise(stored, self._tail(part, temperature))
+        return top, tail, rounding(stored, stored[:, 0] - top[:, 0], self.spec.profile == "Compact")
+
+    def _tail(self, part: slice, temperature: float) -> NDArray[np.float16]:
         if temperature == 1:
-            return normalise(self.top_lp(part), self["tail_lp"][part])
+            return self["tail_lp"][part]
         if temperature not in self.spec.temperatures:
             known = ", ".join(str(t) for t in (1.0, *self.spec.temperatures))
             raise SettingsError(
                 f"objective.temperature: {temperature} needs the tail's mass at it, which these logits lack; use one of "
                 f"{known}, or capture with it in capture.temperatures"
             )
-        tail = self["tail_tau"][part, self.spec.temperatures.index(temperature)]
-        return normalise(self.top_lp(part) / np.float32(temperature), tail)
+        return self["tail_tau"][part, self.spec.temperatures.index(temperature)]
 
     def select(self, rows: Sequence[int] | NDArray[Any]) -> Planes:
         """The planes of ``rows`` alone, in that order."""

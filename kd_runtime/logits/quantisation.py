@@ -9,6 +9,10 @@ from numpy.typing import NDArray
 
 STEPS = 255
 """What the last entry's byte is, where it differs from the first."""
+HALF = float(np.finfo(np.float16).eps) / 2
+"""How far rounding to f16 takes a number, at most, in parts of it."""
+FLOAT_NOISE = 2e-6
+"""Of logprobs that are formed twice in float32."""
 
 
 def quantised(lp: NDArray[Any]) -> tuple[NDArray[np.float16], NDArray[np.uint8]]:
@@ -29,3 +33,16 @@ def dequantised(scales: NDArray[np.float16], steps: NDArray[np.uint8]) -> NDArra
     wide = scales.astype(np.float32)
     lp: NDArray[np.float32] = wide[:, :1] - wide[:, 1:] * (steps.astype(np.float32) / np.float32(STEPS))
     return lp
+
+
+def rounding(top_lp: NDArray[Any], moved: NDArray[Any], compact: bool) -> NDArray[np.float32]:
+    """[P]: with `HALF` of the entry itself, how far any of a position's logprobs may be from what the teacher gave, nats.
+
+    ``top_lp`` [P, K] as stored, over the temperature; ``moved`` [P] is what normalising took from each. Its own effect
+    on the entries is not in it: the mean of all entries' errors.
+    """
+    first, span = np.abs(top_lp[:, 0]), top_lp[:, 0] - top_lp[:, -1]
+    bound: NDArray[np.float32] = HALF * np.abs(moved) + FLOAT_NOISE
+    if compact:
+        bound += HALF * first + span * (0.5 / STEPS + HALF)
+    return bound

@@ -28,6 +28,8 @@ class RowTargets:
     """[P]: logprob of the label as the teacher gave it."""
     lab_rank: NDArray[np.uint16]
     """[P]: rank of the label from 1, saturating at 65,535."""
+    rounding: NDArray[np.float32] | None = None
+    """[P]: with 2^-11 of the entry itself, how far each may be from the teacher's by what storing rounds, nats."""
     entropy: NDArray[np.float32] | None = None
     """[P]: the teacher's, nats; at T = 1, for profile Unbiased at the temperature of its capture."""
     draw_ids: NDArray[np.int32] | None = None

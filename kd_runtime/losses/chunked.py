@@ -20,6 +20,8 @@ from kd_runtime.losses.rows import ABSENT, BLOCK, RowPass
 from kd_runtime.losses.student import FLOOR, Student
 from kd_runtime.losses.torch_rows import ON_CPU
 
+HALF = torch.finfo(torch.float16).eps / 2
+"""How far rounding to f16 takes a number, at most, in parts of it."""
 STATS = ("kd", "ce", "teacher_head_mass", "student_head_mass", "top1_agree", "topk_overlap", "student_entropy")
 """The columns of the per-position values, in order."""
 
@@ -32,6 +34,8 @@ class Settings:
     vocab: int
     temperature: float = 1.0
     softcap: float | None = None
+    first_order: bool = False
+    """The divergence grows with the error of a target itself, not with its square."""
     chunk_positions: int = 256
     row_pass: RowPass = ON_CPU
 
@@ -54,6 +58,8 @@ class Targets:
     """[P] weight of each position's cross-entropy."""
     kd_mask: Tensor
     """[P] bool: the position has a teacher's target."""
+    rounding: Tensor | None = None
+    """[P]: with `HALF` of the entry itself, how far each target may be from the teacher's; None: not at all."""
     entropy: Tensor | None = None
     """[P]: the teacher's entropy, in place of the targets' own, in the value that is reported."""
     draws: int = 0
@@ -142,7 +148,8 @@ def _chunk(z: Tensor, targets: Targets, settings: Settings, want_gradient: bool)
         cool = Student.of(rows.cool, rows.head / temperature, rows.label / temperature, columns)
     log_p = _teacher_categories(targets, columns)
     log_q = cool.categories()
-    value, h = settings.divergence(log_p, log_q)
+    target = log_p if targets.rounding is None else stored_alike(log_p, log_q, targets.rounding)
+    value, h = settings.divergence(target, log_q)
     if targets.entropy is not None:
         value = value - (log_p.exp() * log_p).sum(1) - torch.where(targets.kd_mask, targets.entropy, 0)
     if want_gradient:
@@ -159,6 +166,16 @@ def _teacher_categories(targets: Targets, columns: Columns) -> Tensor:
     head = torch.where(columns.in_head, targets.top_lp, FLOOR)
     tail = torch.where(targets.kd_mask, targets.tail_lp, FLOOR)
     return torch.cat([head, tail[:, None]], 1).clamp(min=FLOOR)
+
+
+def stored_alike(log_p: Tensor, log_q: Tensor, rounding: Tensor) -> Tensor:
+    """What is nearest to ``log_q`` [C, K+1] among all that storing may have rounded to ``log_p`` [C, K+1].
+
+    An entry may be off by ``rounding`` [C] and `HALF` of itself, and by what these do to the sum that it was divided by.
+    """
+    off = rounding[:, None] + HALF * log_p.abs()
+    off = off + (log_p.exp() * off).sum(1, keepdim=True)
+    return torch.minimum(torch.maximum(log_q, log_p - off), log_p + off)
 
 
 def _statistics(targets: Targets, log_p: Tensor, student: Student, cool: Student) -> list[Tensor]:

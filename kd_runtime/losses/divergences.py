@@ -21,6 +21,9 @@ from kd_runtime.losses.custom import differentiated, entry_point
 DivergenceFunction = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """(log p [C, K+1], log q [C, K+1]) -> (D [C] in nats, h [C, K+1])."""
 
+FIRST_ORDER = frozenset({"TVD"})
+"""Divergences that grow with the error of a target itself; all others grow with its square, near equality."""
+
 
 def forward_kl(log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
     """KL(p || q) = sum p (log p - log q); dD/dq = -p/q, so h = -p."""

@@ -4,7 +4,7 @@
                         logit_scale=1.0, softcap=None, chunk_positions=None)
     loss, sums = head(hidden, label_ids, top_ids, top_lp, tail_lp, kd_mask, ce_mask,
                       kd_weight=world * alpha / N_kd, ce_weight=world * (1 - alpha) / N_ce,
-                      entropy=None, draws=0, per_position=False)
+                      rounding=None, entropy=None, draws=0, per_position=False)
     loss.backward()
 
 ``hidden`` [P, H] are the backbone's last hidden states (after the final norm) of the positions *before* scored tokens;
@@ -22,7 +22,7 @@ from torch.autograd.function import once_differentiable
 
 from kd_runtime.api.failures import SettingsError
 from kd_runtime.losses.chunked import STATS, Gradients, Settings, Targets, walk
-from kd_runtime.losses.divergences import Parameters
+from kd_runtime.losses.divergences import FIRST_ORDER, Parameters
 from kd_runtime.losses.divergences import divergence as divergence_named
 from kd_runtime.losses.rows import RowPass
 from kd_runtime.losses.triton_rows import row_pass_for
@@ -78,7 +78,7 @@ class SparseKDHead(nn.Module):
         self.divergence = divergence
         function = divergence_named(divergence, parameters)
         self.row_pass = row_pass
-        self.settings = Settings(function, vocab, _positive(temperature), softcap)
+        self.settings = Settings(function, vocab, _positive(temperature), softcap, divergence in FIRST_ORDER)
 
     def adjust(self, *, temperature: float, parameters: Parameters) -> None:
         """Change temperature and parameters from the next forward pass on; SettingsError where they are impossible."""
@@ -97,6 +97,7 @@ class SparseKDHead(nn.Module):
         *,
         kd_weight: float | Tensor = 1.0,
         ce_weight: float | Tensor = 0.0,
+        rounding: Tensor | None = None,
         entropy: Tensor | None = None,
         draws: int = 0,
         per_position: bool = False,
@@ -107,6 +108,9 @@ class SparseKDHead(nn.Module):
         (negative = no entry) with ``top_lp`` [P, K] and ``tail_lp`` [P] in nats at the temperature, normalised over
         K+1, or all three None without KD; ``kd_mask``, ``ce_mask`` [P] bool; weights are scalars or [P].
 
+        With ``rounding`` [P], what storing rounded of the targets (`RowTargets.rounding`), divergences of first order in
+        it (TVD) measure to the nearest distribution that is stored alike: 0, with gradient 0, where the student is it.
+
         Profile Unbiased: the last ``draws`` entries are draws from the tail with the mass that they stand for, and
         nothing is left in ``tail_lp`` (-inf). With ``entropy`` [P], the teacher's in nats at the temperature, the value
         reported is sum t (-log q) - entropy, whose mean over draws is the divergence. Forward KL only.
@@ -116,7 +120,7 @@ class SparseKDHead(nn.Module):
                 f"objective.divergence: {self.divergence} is biased on draws from the tail (profile Unbiased); use "
                 "ForwardKL, or capture with profile Exact"
             )
-        heads = (top_ids, top_lp, tail_lp, entropy)
+        heads = (top_ids, top_lp, tail_lp, entropy, rounding)
         targets = self._targets(label_ids, heads, kd_mask, ce_mask, kd_weight, ce_weight, draws)
         if self.logit_scale != 1:
             hidden = hidden * self.logit_scale
@@ -133,7 +137,7 @@ class SparseKDHead(nn.Module):
     def _targets(
         self,
         label_ids: Tensor,
-        heads: tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None],
+        heads: tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None],
         kd_mask: Tensor,
         ce_mask: Tensor,
         kd_weight: float | Tensor,
@@ -141,7 +145,7 @@ class SparseKDHead(nn.Module):
         draws: int,
     ) -> Targets:
         compute = torch.promote_types(self.weight.dtype, torch.float32)
-        top_ids, top_lp, tail_lp, entropy = heads
+        top_ids, top_lp, tail_lp, entropy, rounding = heads
         if top_ids is None or top_lp is None or tail_lp is None:
             if isinstance(kd_weight, Tensor) or kd_weight != 0:
                 raise SettingsError(
@@ -150,7 +154,7 @@ class SparseKDHead(nn.Module):
                 )
             top_ids = label_ids.new_empty(len(label_ids), 0)
             top_lp, tail_lp = top_ids.to(compute), label_ids.new_zeros(len(label_ids), dtype=compute)
-            kd_mask, entropy, draws = torch.zeros_like(kd_mask), None, 0
+            kd_mask, entropy, rounding, draws = torch.zeros_like(kd_mask), None, None, 0
         _refuse_foreign_ids(label_ids, top_ids, self.settings.vocab)
         return Targets(
             label_ids=label_ids,
@@ -160,6 +164,7 @@ class SparseKDHead(nn.Module):
             kd_scale=_per_position(kd_weight, kd_mask, compute),
             ce_scale=_per_position(ce_weight, ce_mask, compute),
             kd_mask=kd_mask,
+            rounding=None if rounding is None or not self.settings.first_order else rounding.to(compute),
             entropy=None if entropy is None else entropy.to(compute),
             draws=draws,
         )

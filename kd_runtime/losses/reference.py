@@ -102,6 +102,13 @@ def bucketed(log_probs: Tensor, ids: Tensor) -> Tensor:
     return torch.cat([head, rest], 1)
 
 
+def stored_alike(log_p: Tensor, log_q: Tensor, rounding: Tensor) -> Tensor:
+    """The nearest to ``log_q`` [P, K+1] that is within what storing may have rounded of ``log_p`` [P, K+1]."""
+    entry = rounding[:, None] + log_p.abs() / 2**11
+    off = entry + (log_p.exp() * entry).sum(-1, keepdim=True)
+    return log_q.clamp(log_p - off, log_p + off)
+
+
 def kd_loss(logits: Tensor, ids: Tensor, log_p: Tensor, function: Dense, temperature: float = 1.0) -> Tensor:
     """T^2 D(p || q) [P] of ``logits`` [P, V]; ``log_p`` [P, K+1] is the teacher's head and tail at temperature T."""
     log_q = bucketed(torch.log_softmax(logits.double() / temperature, 1), ids)

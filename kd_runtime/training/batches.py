@@ -91,6 +91,8 @@ class MicroBatch:
     """[P, K] int64, or None where no row has logits."""
     top_lp: Tensor | None
     tail_lp: Tensor | None
+    rounding: Tensor | None
+    """[P] float32: what storing rounded of the targets, where every row with logits says it."""
     entropy: Tensor | None
     """[P] float32: the teacher's, where every row with logits has it."""
     kd_weights: Tensor | None
@@ -136,7 +138,7 @@ def collate(
     labels = np.concatenate([e.input_ids[e.positions] for e in examples])
     sources = np.concatenate([e.positions - 1 + start for e, start in zip(examples, starts, strict=True)])
     kd_mask = torch.from_numpy(has_head) & bool(head_entries)
-    entropy = _entropy(examples)
+    entropy = _of_positions(examples, lambda e: e.entropy)
     row_of = np.repeat(np.arange(len(examples)), [len(e.positions) for e in examples])
     return MicroBatch(
         input_ids=input_ids,
@@ -149,6 +151,7 @@ def collate(
         top_ids=top_ids,
         top_lp=top_lp,
         tail_lp=tail_lp,
+        rounding=_of_positions(examples, lambda e: e.rounding),
         entropy=entropy,
         kd_weights=None if weighting is None else _weights(entropy, kd_mask, weighting),
         kd_mask=kd_mask,
@@ -173,12 +176,14 @@ def _padded(examples: Sequence[Example], lengths: Sequence[int]) -> tuple[Tensor
     return ids, positions, None if bool(mask.all()) else mask, np.arange(len(examples)) * width
 
 
-def _entropy(examples: Sequence[Example]) -> Tensor | None:
+def _of_positions(
+    examples: Sequence[Example], of: Callable[[Example], npt.NDArray[np.float32] | None]
+) -> Tensor | None:
     """[P]; 0 at rows without logits, None where a row with logits lacks it."""
     having = [e for e in examples if e.top_ids is not None]
-    if not having or any(e.entropy is None for e in having):
+    if not having or any(of(e) is None for e in having):
         return None
-    parts = [np.zeros(len(e.positions), np.float32) if e.entropy is None else e.entropy for e in examples]
+    parts = [np.zeros(len(e.positions), np.float32) if (own := of(e)) is None else own for e in examples]
     return torch.from_numpy(np.concatenate(parts))
 
 

@@ -47,6 +47,8 @@ class Example:
     """[P]"""
     entropy: npt.NDArray[np.float32] | None = None
     """[P]: the teacher's, nats, where it was captured."""
+    rounding: npt.NDArray[np.float32] | None = None
+    """[P]: what storing rounded of the targets, as `RowTargets` says."""
 
 
 def example_of(row: Row, targets: RowTargets | None, max_length: int) -> Example:
@@ -66,9 +68,15 @@ def example_of(row: Row, targets: RowTargets | None, max_length: int) -> Example
         )
     if targets.top_ids is None or targets.top_lp is None or targets.tail_lp is None:
         raise DataError(f"logits: row {row.key} has no teacher's head (profile Label); capture with profile Exact")
-    entropy = None if targets.entropy is None else targets.entropy[:kept]
     return Example(
-        row.key, ids, positions[:kept], targets.top_ids[:kept], targets.top_lp[:kept], targets.tail_lp[:kept], entropy
+        row.key,
+        ids,
+        positions[:kept],
+        targets.top_ids[:kept],
+        targets.top_lp[:kept],
+        targets.tail_lp[:kept],
+        entropy=None if targets.entropy is None else targets.entropy[:kept],
+        rounding=None if targets.rounding is None else targets.rounding[:kept],
     )
 
 

@@ -60,6 +60,7 @@ class Student(nn.Module):
             kd_weight=kd_weight if weights is None else kd_weight * weights,
             ce_weight=ce_weight,
             per_position=weights is not None,
+            rounding=batch.rounding,
             entropy=batch.entropy if self.draws else None,
             draws=self.draws,
         )

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from kd_runtime.logits.build import TeacherRow, build_planes
 from kd_runtime.logits.spec import ShardSpec
 from kd_runtime.losses import reference
+from kd_runtime.losses.divergences import FIRST_ORDER
 from kd_runtime.losses.head import LossSums, SparseKDHead
 from kd_runtime.teachers.distributions import uniforms_of_row
 from kd_runtime.teachers.transformers_engine import score_positions
@@ -26,6 +27,7 @@ class Stored:
     ids: Tensor
     lp: Tensor
     tail: Tensor
+    rounding: Tensor | None
     entropy: Tensor | None
     draws: int
     labels: Tensor
@@ -52,7 +54,8 @@ def stored(lp: Tensor, spec: ShardSpec, temperature: float = 1.0, key: bytes = b
     assert row.top_ids is not None
     entropy = None if row.entropy is None else torch.from_numpy(row.entropy)
     head = (torch.from_numpy(row.top_ids).long(), torch.from_numpy(row.top_lp), torch.from_numpy(row.tail_lp))
-    return Stored(*head, entropy, spec.m, labels)
+    assert row.rounding is not None
+    return Stored(*head, torch.from_numpy(row.rounding), entropy, spec.m, labels)
 
 
 def student(positions: int, vocab: int, width: int = 24, seed: int = 0) -> tuple[Tensor, nn.Parameter]:
@@ -75,7 +78,13 @@ def run(
     on = torch.ones(len(hidden), dtype=torch.bool)
     arguments = (hidden, targets.labels, targets.ids, targets.lp, targets.tail, on, on)
     loss, sums = head(
-        *arguments, kd_weight=0.7, ce_weight=0.3, entropy=targets.entropy, draws=targets.draws, per_position=True
+        *arguments,
+        kd_weight=0.7,
+        ce_weight=0.3,
+        rounding=targets.rounding,
+        entropy=targets.entropy,
+        draws=targets.draws,
+        per_position=True,
     )
     return loss, sums
 
@@ -90,5 +99,8 @@ def dense(hidden: Tensor, weight: nn.Parameter, targets: Stored, divergence: str
         kd = -(t * log_q.gather(1, ids)).sum(1)
     else:
         log_p = torch.cat([targets.lp, targets.tail[:, None]], 1).double().clamp(min=-1e4)
-        kd = reference.divergence(divergence, PARAMETERS)(log_p, reference.bucketed(log_q, ids))
+        log_q = reference.bucketed(log_q, ids)
+        if divergence in FIRST_ORDER and targets.rounding is not None:
+            log_p = reference.stored_alike(log_p, log_q.detach(), targets.rounding.double())
+        kd = reference.divergence(divergence, PARAMETERS)(log_p, log_q)
     return 0.7 * temperature**2 * kd.sum() + 0.3 * reference.ce_loss(z, targets.labels).sum()

@@ -16,6 +16,7 @@ pytestmark = pytest.mark.runtime
     [
         ({"profile": "Compact"}, {"divergence": "AdaptiveKL", "mass": 0.6}),
         ({"profile": "Compact", "temperatures": (2.0,), "entropy": True}, {"divergence": "Skew", "temperature": 2.0}),
+        ({"profile": "Compact"}, {"divergence": "TVD"}),
         ({"profile": "Unbiased", "m": 4, "entropy": True}, {}),
         ({"profile": "Unbiased", "m": 4, "entropy": True, "temperatures": (2.0,)}, {"temperature": 2.0}),
     ],
