@@ -13,6 +13,7 @@ from api_faults import ApiFaults, Fault, api_faults
 from cluster_server import Server
 from kd_operator.cluster import errors
 from kd_operator.cluster.client import Cluster, connect
+from kd_operator.observe import Peers
 
 from kd_runtime.api.parse import load_documents
 
@@ -131,12 +132,29 @@ def test_a_version_that_the_server_does_not_reach_is_not_insisted_on(
 ) -> None:
     monkeypatch.setattr("kd_operator.cluster.client.READ_TRIES", 1)  # each takes the server three seconds
 
-    async def lists(cluster: Cluster) -> int:
+    async def lists(cluster: Cluster) -> tuple[int, int]:
         await cluster.create(config_map("restored", restored="yes"))
-        return len(await cluster.find("ConfigMap", "default", labels="restored=yes", at_least=10**15))
+        return len(await cluster.find("ConfigMap", "default", labels="restored=yes", at_least=10**15)), cluster.restores
 
-    assert ask(lists) == 1
+    assert ask(lists) == (1, 1)
     assert proxy.count("GET") == 2
+
+
+def test_after_etcd_was_restored_peers_are_listed_at_once_again(
+    ask: Ask, proxy: ApiFaults, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask(lambda cluster: cluster.find("DistillationJob", "default"))  # tried until the new CRD is served
+    monkeypatch.setattr("kd_operator.cluster.client.READ_TRIES", 1)
+
+    async def lists(cluster: Cluster) -> None:
+        peers = Peers(cluster)
+        peers.told(str(10**15))
+        for _ in range(3):
+            await peers.of("default", 1)
+
+    ask(lists)
+    asked = [request.query.get("resourceVersion") for request in proxy.seen if request.method == "GET"]
+    assert asked[-4:] == [str(10**15), None, "1", "1"]
 
 
 def test_the_status_is_written_over_the_very_version_that_was_read(ask: Ask) -> None:

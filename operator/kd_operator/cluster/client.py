@@ -48,6 +48,8 @@ class Cluster:
         self.request_seconds = request_seconds
         self.answered = answered
         """Told of every request: its verb in Kubernetes' words, and the HTTP status; 0 where no answer came."""
+        self.restores = 0
+        """How often etcd was found to have been restored: resourceVersions from before are of another history."""
 
     async def get(self, kind: str, name: str, namespace: str | None = None) -> Object:
         """One object, as it is now."""
@@ -65,15 +67,20 @@ class Cluster:
         query = {"labelSelector": labels, "fieldSelector": fields}
         if at_least:
             query |= {"resourceVersion": str(at_least), "resourceVersionMatch": "NotOlderThan"}
-        given = urlencode({key: value for key, value in query.items() if value})
         try:
-            found: list[Object] = (await self._read(KINDS[kind].path(namespace), f"?{given}"))["items"]
+            listed = await self._list(kind, namespace, query)
         except ServerError:
             if not at_least:
                 raise
-            # etcd was restored: versions went back
-            return await self.find(kind, namespace, labels=labels, fields=fields)
+            listed = await self._list(kind, namespace, query | {"resourceVersion": "", "resourceVersionMatch": ""})
+            if int(listed["metadata"]["resourceVersion"]) < at_least:
+                self.restores += 1
+        found: list[Object] = listed["items"]
         return found
+
+    async def _list(self, kind: str, namespace: str | None, query: dict[str, str]) -> Object:
+        given = urlencode({key: value for key, value in query.items() if value})
+        return await self._read(KINDS[kind].path(namespace), f"?{given}")
 
     async def serves(self, kind: str) -> bool:
         """Whether the API server knows a kind by now: a chart's CRDs may come after the operator."""
