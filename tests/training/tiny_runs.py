@@ -237,6 +237,16 @@ class TinyRun:
         return [json.loads(line) for line in (self.folder / "out" / "train.jsonl").read_text().splitlines()]
 
     @property
+    def first_step(self) -> int:
+        """The first step that the last process took itself, by the tokens that it counted: signs may be missed."""
+        left = int(json.loads((self.folder / "out" / "timing.json").read_text())["tokens"])
+        for record in reversed(self.records):
+            left -= record["tokens"]
+            if left <= 0:
+                return int(record["step"])
+        raise AssertionError(f"{left} tokens more than the log has")
+
+    @property
     def weights(self) -> Path:
         """The trained model's file."""
         return self.folder / "out" / "model" / "model.safetensors"
