@@ -19,7 +19,7 @@ import socket
 import sys
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -211,6 +211,7 @@ class Bench:
         begun, uids = time.monotonic(), list[str]()
         for number in range(load.jobs):
             await asyncio.sleep(max(0.0, begun + number * load.every - time.monotonic()))
+            self.record.check()
             uids.append(await self.make())
         for uid in uids:
             story = await self.record.until(uid, ended, "the end of the job", 300)
@@ -430,8 +431,8 @@ def of_load(
     yield at_most(f"{table}: denied requests", float(sum(line["responseStatus"]["code"] == 403 for line in audit)), 0)
 
 
-async def figures(args: argparse.Namespace, server: Server) -> Results:
-    """Everything, in this order: the smaller load, the load, then rest."""
+async def figures(args: argparse.Namespace, server: Server, keep: Callable[[Results], None]) -> Results:
+    """Everything, in this order: the smaller load, the load, then rest; ``keep`` is given what there is after each."""
     found: list[Figure | Goal] = []
 
     def say(figure: Figure | Goal) -> None:
@@ -478,15 +479,13 @@ async def figures(args: argparse.Namespace, server: Server) -> Results:
                 uids = await bench.load(load)
                 await asyncio.sleep(1.5)
                 everyone, _ = audited(audit, offset)
-                lines = of_operator(everyone)
+                lines, label = of_operator(everyone), f"{load.jobs:,} jobs, one each {load.every:g} s"
                 for user, count in Counter(line["user"]["username"] for line in everyone).most_common(6):
-                    say(
-                        Figure(
-                            "Requests of everyone", user.removeprefix("system:"), {"requests/job": count / load.jobs}
-                        )
-                    )
-                for figure in of_load(bench, f"{load.jobs} jobs, one each {load.every:g} s", uids, since, lines):
+                    values = {"requests/job": count / load.jobs}
+                    say(Figure(f"{label}: requests of everyone", user.removeprefix("system:"), values))
+                for figure in of_load(bench, label, uids, since, lines):
                     say(figure)
+                keep(results(found))
             if args.idle:
                 for figure in await _rest(bench, args, audit):
                     say(figure)
@@ -502,8 +501,13 @@ async def figures(args: argparse.Namespace, server: Server) -> Results:
             if process.returncode is None:
                 process.terminate()
                 await process.wait()
-    goals = [f for f in found if isinstance(f, Goal)]
-    return Results(command(), machine(), [f for f in found if isinstance(f, Figure)], goals)
+    return results(found)
+
+
+def results(found: Sequence[Figure | Goal]) -> Results:
+    """What was found, with how and where."""
+    figures_of, goals = [f for f in found if isinstance(f, Figure)], [f for f in found if isinstance(f, Goal)]
+    return Results(command(), machine(), figures_of, goals)
 
 
 async def _rest(bench: Bench, args: argparse.Namespace, audit: Path) -> list[Figure | Goal]:
@@ -655,12 +659,12 @@ def main() -> int:
     args = parsed()
     print(machine(), flush=True)
     with api_server("--kwok", str(args.nodes)) as server:
-        results = asyncio.run(figures(args, server))
-    results.write(args.out, args.into)
+        found = asyncio.run(figures(args, server, lambda some: some.write(args.out, args.into)))
+    found.write(args.out, args.into)
     print("== goals")
-    print(*results.goals, sep="\n")
-    print(f"{len(results.goals) - len(results.missed)} of {len(results.goals)} goals are met")
-    return 1 if results.missed else 0
+    print(*found.goals, sep="\n")
+    print(f"{len(found.goals) - len(found.missed)} of {len(found.goals)} goals are met")
+    return 1 if found.missed else 0
 
 
 if __name__ == "__main__":

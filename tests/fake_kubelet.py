@@ -56,20 +56,19 @@ class Api:
         async with self.session.request(method, self.server + path, data=data, headers=headers) as answer:
             return answer.status, await answer.json()
 
-    async def watch(self, path: str, labels: str = "") -> AsyncIterator[Object]:
-        """Every event from now on, the objects that are there first; without end."""
-        url = f"{self.server}{path}?watch=true&allowWatchBookmarks=true&timeoutSeconds=7200&labelSelector={labels}"
-        async with await self._stream(url) as answer:
-            rest = b""
-            async for chunk in answer.content.iter_any():
-                *lines, rest = (rest + chunk).split(b"\n")
-                for line in lines:
-                    event: Object = json.loads(line)
+    async def watch(self, path: str, labels: str = "", seconds: int = 7200) -> AsyncIterator[Object]:
+        """Every event from now on, the objects that are there first; without end, and without a gap: the server ends a
+        watch after ``seconds``, or where it is read too slowly, and it is gone on with from the last version."""
+        query, version = f"watch=true&allowWatchBookmarks=true&timeoutSeconds={seconds}&labelSelector={labels}", 0
+        while True:
+            since = f"&resourceVersion={version}" if version else ""
+            async with await self._stream(f"{self.server}{path}?{query}{since}") as answer:
+                async for event in _events(answer):
                     if event["type"] == "ERROR":
                         raise RuntimeError(f"watch of {path}: {event['object']}")
+                    version = max(version, int(event["object"]["metadata"]["resourceVersion"]))
                     if event["type"] != "BOOKMARK":
                         yield event
-        raise RuntimeError(f"watch of {path} has ended: what happened since is not known")
 
     async def _stream(self, url: str) -> aiohttp.ClientResponse:
         """The answer to a watch; a kind whose CRD has only just come is not served at once."""
@@ -81,6 +80,14 @@ class Api:
             answer.release()
             await asyncio.sleep(0.1)
         raise RuntimeError(f"{url}: {answer.status}")
+
+
+async def _events(answer: aiohttp.ClientResponse) -> AsyncIterator[Object]:
+    rest = b""
+    async for chunk in answer.content.iter_any():
+        *lines, rest = (rest + chunk).split(b"\n")
+        for line in lines:
+            yield json.loads(line)
 
 
 BEAT_SECONDS = 15.0

@@ -152,6 +152,11 @@ class Record:
         for waiting in self._waiting.get(uid, ()):
             waiting.set()
 
+    def check(self) -> None:
+        """Raises RuntimeError where a watch has failed."""
+        if self._failure is not None:
+            raise RuntimeError("what happens is not watched any more") from self._failure
+
     async def until(self, uid: str, true: Callable[[Story], bool], what: str = "", seconds: float = 300.0) -> Story:
         """The story of a job once something is true of it."""
         story, changed = self.stories[uid], asyncio.Event()
@@ -159,8 +164,7 @@ class Record:
         try:
             async with asyncio.timeout(seconds):
                 while not true(story):
-                    if self._failure is not None:
-                        raise RuntimeError("what happens is not watched any more") from self._failure
+                    self.check()
                     changed.clear()
                     await changed.wait()
         except TimeoutError:

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import pytest
 from api_faults import ApiFaults, Fault, api_faults
 from cluster_server import Server
+from fake_kubelet import Api
 from kd_operator.cluster import errors
 from kd_operator.cluster.client import Cluster, connect
 from kd_operator.observe import Peers
@@ -316,3 +317,28 @@ def test_an_error_that_is_no_status_of_kubernetes_is_still_one() -> None:
     assert isinstance(page, errors.ServerError)
     assert "Bad Gateway" in str(page)
     assert isinstance(_failure("get /x", 404, json.dumps(["odd"]).encode(), None), errors.NotFound)
+
+
+def test_what_a_test_watches_has_no_gap_where_the_server_ends_the_watch(server: Server) -> None:
+    """Of `fake_kubelet.Api`, by which whole runs are recorded: watches of a second each, and every object is told of once."""
+    names = [f"watched-{number}" for number in range(12)]
+
+    async def seen() -> list[str]:
+        async with Api(Path(server.environment["KUBECONFIG"])) as api:
+            path = "/api/v1/namespaces/default/configmaps"
+
+            async def make() -> None:
+                for name in names:
+                    status, _ = await api.ask("POST", path, config_map(name, watched="yes"))
+                    assert status == 201
+                    await asyncio.sleep(0.3)
+
+            making, told = asyncio.create_task(make()), []
+            async for event in api.watch(path, "watched=yes", seconds=1):
+                told.append(event["object"]["metadata"]["name"])
+                if told[-1] == names[-1]:
+                    await making
+                    return told
+        raise AssertionError("the watch has ended")
+
+    assert asyncio.run(asyncio.wait_for(seen(), 60)) == names
