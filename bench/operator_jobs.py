@@ -31,6 +31,8 @@ import yaml
 from measuring import Figure, Goal, at_most
 from results import Results, command, machine
 
+from kd_runtime.api.model import GROUP, VERSION
+
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 import manifests
@@ -199,7 +201,7 @@ class Bench:
         document["spec"]["teacher"]["hosted"]["gpusPerReplica"] = 2
         namespace = self.namespaces[self.made % len(self.namespaces)]
         document["metadata"] = {"name": f"job-{self.made}", "namespace": namespace}
-        path = f"/apis/{names.GROUP}/{names.VERSION}/namespaces/{namespace}/distillationjobs"
+        path = f"/apis/{GROUP}/{VERSION}/namespaces/{namespace}/distillationjobs"
         status, answer = await self.record.api.ask("POST", path, document)
         if status != 201:
             raise RuntimeError(f"{document['metadata']['name']}: {status} {answer.get('message')}")
@@ -276,7 +278,7 @@ class Bench:
     async def _end(self, story: Story, pattern: Object) -> None:
         """Give a job the status of one that has succeeded: a stand-in for running it."""
         metadata = story.job["metadata"]
-        path = f"/apis/{names.GROUP}/{names.VERSION}/namespaces/{metadata['namespace']}/distillationjobs/{metadata['name']}"
+        path = f"/apis/{GROUP}/{VERSION}/namespaces/{metadata['namespace']}/distillationjobs/{metadata['name']}"
         suspended, status = {"spec": {"suspend": False}}, {"status": pattern["status"]}
         for change, part in ((status, "/status"), (suspended, "")):
             code, answer = await self.record.api.ask("PATCH", path + part, change)

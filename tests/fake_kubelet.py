@@ -20,6 +20,8 @@ import yaml
 from kd_operator import names
 
 from kd_runtime.api.failures import ExitClass
+from kd_runtime.api.labels import ATTEMPT_LABEL, COMPONENT_LABEL, JOB_LABEL, STAGE_LABEL, UID_LABEL
+from kd_runtime.api.model import GROUP, VERSION
 from kd_runtime.api.result import PlannedState, PlanResult, StageResult
 
 Object = dict[str, Any]
@@ -215,7 +217,7 @@ class Kubelet:
 
     async def run(self) -> None:
         """Watch pods until cancelled."""
-        async for event in self.api.watch("/api/v1/pods", names.UID_LABEL):
+        async for event in self.api.watch("/api/v1/pods", UID_LABEL):
             self.saw(event["type"], event["object"])
 
     def saw(self, kind: str, pod: Object) -> None:
@@ -227,7 +229,7 @@ class Kubelet:
         labels = metadata["labels"]
         if pod.get("status", {}).get("phase") != "Running":
             return
-        if labels[names.COMPONENT_LABEL] == "teacher":
+        if labels[COMPONENT_LABEL] == "teacher":
             if any(c["type"] == "Ready" and c["status"] != "True" for c in pod["status"]["conditions"]):
                 self._start(self._ready(pod))
         elif metadata["uid"] not in self._met:
@@ -258,14 +260,14 @@ class Kubelet:
         labels = pod["metadata"]["labels"]
         met = PodMet(
             job=job,
-            part=labels[names.STAGE_LABEL],
-            attempt=int(labels[names.ATTEMPT_LABEL]),
+            part=labels[STAGE_LABEL],
+            attempt=int(labels[ATTEMPT_LABEL]),
             index=int(labels.get(INDEX, 0)),
-            component=labels[names.COMPONENT_LABEL],
+            component=labels[COMPONENT_LABEL],
             raw=pod,
         )
         found = self.store.committed.get(self.store.key(job, met.part))  # a stage looks before it begins
-        script = self.scripts.get((pod["metadata"]["namespace"], labels[names.JOB_LABEL]), self.default)
+        script = self.scripts.get((pod["metadata"]["namespace"], labels[JOB_LABEL]), self.default)
         said = script(met)
         end = await said if isinstance(said, asyncio.Future) else said
         if end is None:
@@ -280,9 +282,9 @@ class Kubelet:
 
     async def _job(self, pod: Object) -> Object | None:
         metadata = pod["metadata"]
-        uid, name = metadata["labels"][names.UID_LABEL], metadata["labels"][names.JOB_LABEL]
+        uid, name = metadata["labels"][UID_LABEL], metadata["labels"][JOB_LABEL]
         if uid not in self._jobs:
-            path = f"/apis/{names.GROUP}/{names.VERSION}/namespaces/{metadata['namespace']}/distillationjobs/{name}"
+            path = f"/apis/{GROUP}/{VERSION}/namespaces/{metadata['namespace']}/distillationjobs/{name}"
             status, found = await self.api.ask("GET", path)
             if status != 200 or found["metadata"]["uid"] != uid:
                 return None

@@ -9,11 +9,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fake_kubelet import Api
-from kd_operator import names
+
+from kd_runtime.api.labels import ATTEMPT_LABEL, COMPONENT_LABEL, JOB_LABEL, STAGE_LABEL, UID_LABEL
+from kd_runtime.api.model import GROUP, VERSION
 
 Object = dict[str, Any]
 
-JOBS = f"/apis/{names.GROUP}/{names.VERSION}/distillationjobs"
+JOBS = f"/apis/{GROUP}/{VERSION}/distillationjobs"
 CHILDREN = {
     "Job": "/apis/batch/v1/jobs",
     "Deployment": "/apis/apps/v1/deployments",
@@ -130,10 +132,10 @@ class Record:
             self._tell(job["metadata"]["uid"], _key(job), job["metadata"]["resourceVersion"])
 
     async def _watch_children(self, kind: str, path: str) -> None:
-        async for event in self.api.watch(path, names.UID_LABEL):
+        async for event in self.api.watch(path, UID_LABEL):
             metadata = event["object"]["metadata"]
             labels = metadata["labels"]
-            story = self.stories[labels[names.UID_LABEL]]
+            story = self.stories[labels[UID_LABEL]]
             revision = int(metadata["resourceVersion"])
             child = story.children.get(metadata["uid"])
             if child is None:
@@ -142,10 +144,10 @@ class Record:
             ended = event["object"].get("status", {}).get("phase") in ("Succeeded", "Failed")
             if event["type"] == "DELETED" or (kind == "Pod" and ended):
                 child.over = child.over or revision
-            self.noted(kind, event["type"], labels[names.UID_LABEL], child, event["object"])
+            self.noted(kind, event["type"], labels[UID_LABEL], child, event["object"])
             if kind == "Pod":
                 self.pods(event["type"], event["object"])
-            self._tell(labels[names.UID_LABEL], (metadata["namespace"], labels[names.JOB_LABEL]), "")
+            self._tell(labels[UID_LABEL], (metadata["namespace"], labels[JOB_LABEL]), "")
 
     def _tell(self, uid: str, key: tuple[str, str], version: str) -> None:
         self.told(key, version)
@@ -209,10 +211,10 @@ def _note_claims(story: Story, revision: int) -> None:
 
 def _child(kind: str, metadata: Object, revision: int) -> Child:
     labels = metadata["labels"]
-    part = labels.get(names.STAGE_LABEL, "")
-    if labels.get(names.COMPONENT_LABEL) == "teacher":
+    part = labels.get(STAGE_LABEL, "")
+    if labels.get(COMPONENT_LABEL) == "teacher":
         part = f"teacher/{part}"
-    return Child(kind, metadata["name"], part, int(labels.get(names.ATTEMPT_LABEL, 0)), revision)
+    return Child(kind, metadata["name"], part, int(labels.get(ATTEMPT_LABEL, 0)), revision)
 
 
 def _state(status: Object) -> str:

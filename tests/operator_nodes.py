@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
-from kd_operator.names import ATTEMPT_LABEL, COMPONENT_LABEL, STAGE_LABEL, UID_LABEL
 from kd_operator.status.states import moment, stamp
 from operator_server import Object, Server, pods_of
 
 from kd_runtime.api.failures import ExitClass, exit_class
+from kd_runtime.api.labels import ATTEMPT_LABEL, COMPONENT_LABEL, STAGE_LABEL, UID_LABEL
 from kd_runtime.api.parse import parse_job
 from kd_runtime.api.result import GateOutcome, PlannedState, PlanResult, StageResult
 from kd_runtime.api.runtime import shipped_runtime

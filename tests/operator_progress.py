@@ -11,6 +11,8 @@ from typing import Any
 from kd_operator import names
 from kd_operator.cluster.errors import NotFound
 
+from kd_runtime.api.labels import ATTEMPT_LABEL, COMPONENT_LABEL, STAGE_LABEL, UID_LABEL
+
 UID = "11111111-2222-3333-4444-555555555555"
 OTHER_UID = "99999999-2222-3333-4444-555555555555"
 POD_UID = "aaaaaaaa-2222-3333-4444-555555555555"
@@ -30,10 +32,10 @@ def owned_by(api_version: str, kind: str, name: str, uid: str) -> list[dict[str,
 
 def pod() -> dict[str, Any]:
     labels = {
-        names.UID_LABEL: UID,
-        names.STAGE_LABEL: "answers",
-        names.ATTEMPT_LABEL: "2",
-        names.COMPONENT_LABEL: "workers",
+        UID_LABEL: UID,
+        STAGE_LABEL: "answers",
+        ATTEMPT_LABEL: "2",
+        COMPONENT_LABEL: "workers",
         "batch.kubernetes.io/job-completion-index": "1",
     }
     owners = owned_by("batch/v1", "Job", "tutor-answers-11111-2", JOB_UID)

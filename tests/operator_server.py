@@ -13,9 +13,9 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from kd_operator.cluster.errors import ApiError, Conflict, NotFound, ServerError, Unreachable
-from kd_operator.names import UID_LABEL
 from kd_operator.status.states import stamp
 
+from kd_runtime.api.labels import UID_LABEL
 from kd_runtime.api.status import JobStatus
 
 Object = dict[str, Any]

@@ -5,10 +5,11 @@ from __future__ import annotations
 import secrets
 
 from kd_runtime.api.failures import SettingsError
+from kd_runtime.api.labels import RETRY_ANNOTATION
 from kd_runtime.api.reasons import ConditionType, Reason
 from kd_runtime.api.status import RunStatus, StageStatus
 from kd_runtime.remote.cluster import JOBS, Cluster, near
-from kd_runtime.remote.jobs import PLAN, RETRY_ANNOTATION, RemoteJob, find_job, stage_names
+from kd_runtime.remote.jobs import PLAN, RemoteJob, find_job, stage_names
 
 ASKS_ROWS = ("generate", "capture")
 """Stages whose rejected rows can be asked again."""

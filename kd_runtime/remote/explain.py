@@ -12,11 +12,12 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from kd_runtime.api.labels import RECONCILE_ANNOTATION
 from kd_runtime.api.reasons import REMEDIES, ConditionType, Reason
 from kd_runtime.api.status import RunStatus
 from kd_runtime.local.tables import duration
 from kd_runtime.remote.evidence import Event, Evidence
-from kd_runtime.remote.jobs import RECONCILE_ANNOTATION, RemoteJob, moment
+from kd_runtime.remote.jobs import RemoteJob, moment
 from kd_runtime.remote.plain import line
 from kd_runtime.remote.pods import Pod
 from kd_runtime.remote.view import headline, until

@@ -9,18 +9,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from kd_runtime.api.failures import SettingsError
-from kd_runtime.api.model import GROUP
 from kd_runtime.api.reasons import ConditionType
 from kd_runtime.api.status import Condition, JobStatus, RunStatus, StageStatus
 from kd_runtime.remote.cluster import JOBS, Cluster, Document, NotFound, near
 
-JOB_LABEL = f"{GROUP}/job"
-UID_LABEL = f"{GROUP}/job-uid"
-STAGE_LABEL = f"{GROUP}/stage"
-ATTEMPT_LABEL = f"{GROUP}/attempt"
-COMPONENT_LABEL = f"{GROUP}/component"
-RETRY_ANNOTATION = f"{GROUP}/retry"
-RECONCILE_ANNOTATION = f"{GROUP}/reconcile"
 PLAN = "plan"
 TEACHER = "teacher"
 DATASET = "dataset"

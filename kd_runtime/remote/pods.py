@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from kd_runtime.api.labels import ATTEMPT_LABEL, COMPONENT_LABEL, JOB_LABEL, STAGE_LABEL, UID_LABEL
 from kd_runtime.remote.cluster import Cluster, Document
-from kd_runtime.remote.jobs import ATTEMPT_LABEL, COMPONENT_LABEL, JOB_LABEL, STAGE_LABEL, UID_LABEL, RemoteJob
+from kd_runtime.remote.jobs import RemoteJob
 from kd_runtime.remote.plain import line
 
 CORE = "/api/v1"

@@ -9,13 +9,12 @@ from typing import Any
 
 from kd_runtime.api.errors import FieldError, ManifestErrors
 from kd_runtime.api.failures import DeniedError, SettingsError
+from kd_runtime.api.labels import DEFAULT_RUNTIME_ANNOTATION
 from kd_runtime.api.lint import JOB, runtime_name
-from kd_runtime.api.model import GROUP
 from kd_runtime.api.parse import load_documents, parse_job, parse_runtime, warnings, without_nulls
 from kd_runtime.api.runtime import ClusterDistillationRuntime
 from kd_runtime.remote.cluster import APPLY, JOBS, RUNTIMES, Cluster, Conflict, Document, NotFound, near
 
-DEFAULT_ANNOTATION = f"{GROUP}/is-default-runtime"
 ADDRESS_FIELDS = ("uri", "template")
 
 
@@ -113,11 +112,11 @@ def live_runtime(cluster: Cluster, name: str | None) -> tuple[ClusterDistillatio
         unread = "you may not read the cluster's runtimes, so their defaults, `allowed` and `limits` were not looked at"
         return None, (f"{unread}; the operator will",)
     for document in found:
-        if (document["metadata"].get("annotations") or {}).get(DEFAULT_ANNOTATION) == "true":
+        if (document["metadata"].get("annotations") or {}).get(DEFAULT_RUNTIME_ANNOTATION) == "true":
             return parse_runtime(document), ()
     names = [str(item["metadata"]["name"]) for item in found]
     raise SettingsError(
-        f'spec.runtimeRef: names no runtime, and no runtime of the cluster is annotated {DEFAULT_ANNOTATION}: "true";'
+        f'spec.runtimeRef: names no runtime, and no runtime of the cluster is annotated {DEFAULT_RUNTIME_ANNOTATION}: "true";'
         f" name one: {', '.join(names) or '(the cluster has none)'}"
     )
 

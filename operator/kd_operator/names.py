@@ -4,16 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-GROUP = "kubedistill.io"
-VERSION = "v1alpha1"
-JOB_LABEL = f"{GROUP}/job"
-UID_LABEL = f"{GROUP}/job-uid"
-STAGE_LABEL = f"{GROUP}/stage"
-ATTEMPT_LABEL = f"{GROUP}/attempt"
-COMPONENT_LABEL = f"{GROUP}/component"
-RETRY_ANNOTATION = f"{GROUP}/retry"
-RECONCILE_ANNOTATION = f"{GROUP}/reconcile"
-DEFAULT_RUNTIME_ANNOTATION = f"{GROUP}/is-default-runtime"
+from kd_runtime.api.labels import RECONCILE_ANNOTATION
+from kd_runtime.api.model import GROUP
 
 PLAN = "plan"
 """What the plan pod goes by where a stage has its name: no stage may be called so."""

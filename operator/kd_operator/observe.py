@@ -24,10 +24,11 @@ from kd_operator.cluster.reading import (
     stages_alive,
     time_of,
 )
-from kd_operator.names import UID_LABEL, config_name, network_name
+from kd_operator.names import config_name, network_name
 from kd_operator.observed import JobSeen, MainChild, Observed, PeerSeen, PodSeen, RuntimeSeen, version_of
 from kd_operator.specs import LiveRuntime, Parsed, Specs, is_default
 from kd_operator.status.states import AT_WORK
+from kd_runtime.api.labels import UID_LABEL
 from kd_runtime.api.status import JobStatus, StageProgress, StageStatus
 
 Object = dict[str, Any]

@@ -9,10 +9,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
-from kd_operator.names import DEFAULT_RUNTIME_ANNOTATION, GROUP, VERSION
 from kd_operator.observed import RuntimeSeen
 from kd_runtime.api.errors import FieldError, ManifestErrors
 from kd_runtime.api.job import DistillationJob
+from kd_runtime.api.labels import DEFAULT_RUNTIME_ANNOTATION
+from kd_runtime.api.model import GROUP, VERSION
 from kd_runtime.api.parse import parse_job, parse_kept_runtime, parse_runtime
 from kd_runtime.api.reasons import Reason
 from kd_runtime.api.runtime import Allowed, ClusterDistillationRuntime, JobLimits, runtime_hash

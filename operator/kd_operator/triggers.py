@@ -18,9 +18,10 @@ import kopf
 from kopf._core.reactor.inventory import ResourceMemories, ResourceMemory
 
 from kd_operator.cluster.reading import main_child, pod_seen
-from kd_operator.names import GROUP, JOB_LABEL, UID_LABEL, VERSION
 from kd_operator.observed import MainChild, PodSeen
 from kd_operator.queue import Haste
+from kd_runtime.api.labels import JOB_LABEL, UID_LABEL
+from kd_runtime.api.model import GROUP, VERSION
 
 Key = tuple[str, str]
 

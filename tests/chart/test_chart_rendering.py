@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import yaml
 from kd_operator.__main__ import arguments
-from kd_operator.names import DEFAULT_RUNTIME_ANNOTATION, UID_LABEL
 from kd_operator.settings import Settings
 
 from kd_runtime import __version__
+from kd_runtime.api.labels import DEFAULT_RUNTIME_ANNOTATION, UID_LABEL
 from kd_runtime.api.parse import parse_runtime
 from kd_runtime.api.runtime import SHIPPED, shipped_runtime
 

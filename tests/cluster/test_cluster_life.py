@@ -31,7 +31,7 @@ from fake_kubelet import PODS, Api, End, Kubelet, PodMet, digest, heartbeats
 from job_children import job as job_document
 from job_children import runtime as runtime_document
 from job_record import CHILDREN, JOBS, Child, Record, Story, check
-from kd_operator import names, triggers
+from kd_operator import triggers
 from kd_operator.__main__ import Operator
 from kd_operator.cluster.client import Cluster, connect
 from kd_operator.cluster.events import Events
@@ -41,6 +41,8 @@ from kd_operator.progress.board import Board
 from kd_operator.queue import WorkQueue
 from kd_operator.settings import Settings
 from kd_operator.worker import Memory, Worker
+
+from kd_runtime.api.model import GROUP, VERSION
 
 pytestmark = pytest.mark.cluster
 FURTHER = pytest.mark.faults
@@ -139,7 +141,7 @@ class Life:
         return key_of(document), await self.make(document)
 
     def path(self, key: Key) -> str:
-        return f"/apis/{names.GROUP}/{names.VERSION}/namespaces/{key[0]}/distillationjobs/{key[1]}"
+        return f"/apis/{GROUP}/{VERSION}/namespaces/{key[0]}/distillationjobs/{key[1]}"
 
     async def patch(self, key: Key, change: Object) -> tuple[int, Object]:
         return await self.record.api.ask("PATCH", self.path(key), change)

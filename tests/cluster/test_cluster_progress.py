@@ -24,6 +24,7 @@ from kd_operator.progress.board import Board
 from kd_operator.progress.limits import Rate
 from kd_operator.progress.server import BODY_BYTES, Limits, add_routes
 
+from kd_runtime.api.labels import ATTEMPT_LABEL, COMPONENT_LABEL, STAGE_LABEL, UID_LABEL
 from kd_runtime.api.parse import load_documents
 from kd_runtime.telemetry.progress import Progress, Reporter
 
@@ -98,10 +99,10 @@ def pod_spec() -> dict[str, Any]:
 
 def labels_of(uid: str) -> dict[str, str]:
     return {
-        names.UID_LABEL: uid,
-        names.STAGE_LABEL: "student",
-        names.ATTEMPT_LABEL: "1",
-        names.COMPONENT_LABEL: "trainer",
+        UID_LABEL: uid,
+        STAGE_LABEL: "student",
+        ATTEMPT_LABEL: "1",
+        COMPONENT_LABEL: "trainer",
     }
 
 

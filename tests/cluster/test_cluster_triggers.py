@@ -13,10 +13,11 @@ import httpx
 import pytest
 from api_faults import ApiFaults, Fault, api_faults
 from cluster_server import Server
-from kd_operator import names, triggers
+from kd_operator import triggers
 from kd_operator.triggers import Triggers
 from kit import crash, revive
 
+from kd_runtime.api.labels import JOB_LABEL, UID_LABEL
 from kd_runtime.api.parse import load_documents
 
 pytestmark = pytest.mark.cluster
@@ -96,11 +97,11 @@ def test_jobs_runtimes_and_labelled_children_are_told_of_and_nothing_is_written(
 ) -> None:
 
     def of(job: str) -> dict[str, str]:
-        return {names.JOB_LABEL: job, names.UID_LABEL: "u1"}
+        return {JOB_LABEL: job, UID_LABEL: "u1"}
 
     async def scenario() -> None:
         async with watching(proxy) as told:
-            make(server, "Pod", "v1", "foreign", spec=POD, labels={names.JOB_LABEL: "foreign"})
+            make(server, "Pod", "v1", "foreign", spec=POD, labels={JOB_LABEL: "foreign"})
             make_job(server, "told")
             await until(lambda: ("default", "told") in told.jobs)
             make(server, "Pod", "v1", "pod", spec=POD, labels=of("by-pod"))
@@ -125,7 +126,7 @@ def test_jobs_runtimes_and_labelled_children_are_told_of_and_nothing_is_written(
     for part in ("/pods", "/jobs", "/deployments"):
         asked = [r for r in proxy.seen if r.path.endswith(part)]
         assert asked
-        assert {r.query["labelSelector"] for r in asked} == {names.UID_LABEL}
+        assert {r.query["labelSelector"] for r in asked} == {UID_LABEL}
 
 
 def test_what_was_there_before_the_operator_is_told_of(server: Server, proxy: ApiFaults) -> None:

@@ -25,6 +25,7 @@ from kd_operator.queue import WorkQueue
 from kd_operator.settings import Settings
 from kd_operator.worker import Decide, Worker
 
+from kd_runtime.api.labels import ATTEMPT_LABEL, COMPONENT_LABEL, JOB_LABEL, STAGE_LABEL, UID_LABEL
 from kd_runtime.api.parse import load_documents
 from kd_runtime.api.runtime import shipped_runtime
 from kd_runtime.api.status import JobStatus, PlanStatus, StageStatus
@@ -173,11 +174,11 @@ def child(observed: Observed, attempt: int = 1, kind: str = "Job", **more: Any) 
     """A main child of stage `student`, which starts no pod."""
     job = observed.job
     labels = {
-        names.JOB_LABEL: job.name,
-        names.UID_LABEL: job.uid,
-        names.STAGE_LABEL: "student",
-        names.ATTEMPT_LABEL: str(attempt),
-        names.COMPONENT_LABEL: "trainer",
+        JOB_LABEL: job.name,
+        UID_LABEL: job.uid,
+        STAGE_LABEL: "student",
+        ATTEMPT_LABEL: str(attempt),
+        COMPONENT_LABEL: "trainer",
     }
     owner = {
         "apiVersion": "kubedistill.io/v1alpha1",

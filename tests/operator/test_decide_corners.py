@@ -8,7 +8,7 @@ import pytest
 from job_children import context, only
 from kd_operator.children import build
 from kd_operator.children.context import ChildContext
-from kd_operator.names import RETRY_ANNOTATION, config_name
+from kd_operator.names import config_name
 from kd_operator.observe import FIXED_SECONDS
 from kd_operator.progress.board import Board
 from kd_operator.progress.identity import Sender
@@ -17,6 +17,8 @@ from operator_nodes import FOREVER, GOOD, End
 from operator_server import NAMESPACE
 from operator_world import LOGITS, STUDENT, Job, World, runtime_document, training
 from statuses import kstatus
+
+from kd_runtime.api.labels import RETRY_ANNOTATION
 
 # ---- objects of others -------------------------------------------------------------------------------------------------
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 from kd_operator import worker
-from kd_operator.names import RETRY_ANNOTATION
 from operator_nodes import FOREVER, GOOD, NODE, End
 from operator_world import LONG, TEACHER, World, runtime_document, training
 from statuses import kstatus
+
+from kd_runtime.api.labels import RETRY_ANNOTATION
 
 # ---- disruptions -------------------------------------------------------------------------------------------------------
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from kd_operator.names import RETRY_ANNOTATION
 from kd_operator.observe import goes_on
 from kd_operator.observed import MainChild
 from operator_world import START, World
 
+from kd_runtime.api.labels import RETRY_ANNOTATION
 from kd_runtime.api.status import JobStatus, PlanStatus, StageStatus
 
 MOST_STATUSES = 17

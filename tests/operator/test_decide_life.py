@@ -5,9 +5,10 @@ from __future__ import annotations
 from datetime import timedelta
 
 import pytest
-from kd_operator.names import RECONCILE_ANNOTATION, RETRY_ANNOTATION
 from operator_nodes import FOREVER, GOOD, End
 from operator_world import LONG, SHORT, World
+
+from kd_runtime.api.labels import RECONCILE_ANNOTATION, RETRY_ANNOTATION
 
 
 def test_every_stage_runs_in_its_turn_and_the_job_succeeds(world: World) -> None:

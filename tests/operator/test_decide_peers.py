@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from kd_operator.names import RECONCILE_ANNOTATION
 from operator_nodes import FOREVER, GOOD
 from operator_world import ANSWERS, LOGITS, STUDENT, Job, World
+
+from kd_runtime.api.labels import RECONCILE_ANNOTATION
 
 
 def left_alone(world: World, name: str, part: str, *states: str) -> Job:

@@ -105,7 +105,7 @@ def test_retries_are_exhausted_where_no_unit_is_to_blame(world: World) -> None:
 
 
 def test_a_retry_counts_from_zero(world: World) -> None:
-    from kd_operator.names import RETRY_ANNOTATION
+    from kd_runtime.api.labels import RETRY_ANNOTATION
 
     tries(world, [DOWN, DOWN, DOWN, DOWN, GOOD], [GOOD])
     job = world.apply()

@@ -17,11 +17,12 @@ from kd_operator.cluster.errors import Denied
 from kd_operator.decide import attempts, stages
 from kd_operator.decide.draft import Draft
 from kd_operator.metrics import ReconcileOutcome
-from kd_operator.names import ATTEMPT_LABEL, COMPONENT_LABEL, STAGE_LABEL, UID_LABEL
 from kd_operator.worker import Worker
 from operator_nodes import GOOD, End, living
 from operator_server import DONE_THEN_ERROR, LOST_ANSWER, NOT_DONE, Fault
 from operator_world import SHORT, Object, Operator, World
+
+from kd_runtime.api.labels import ATTEMPT_LABEL, COMPONENT_LABEL, STAGE_LABEL, UID_LABEL
 
 SEEDS = range(25)
 STEPS = 220

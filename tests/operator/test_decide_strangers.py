@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 from kd_operator.cluster.reading import pod_seen
-from kd_operator.names import UID_LABEL
 from operator_nodes import FOREVER, GOOD, INDEX
 from operator_world import Job, World
 
 from kd_runtime.api.failures import ExitClass
+from kd_runtime.api.labels import UID_LABEL
 from kd_runtime.api.result import StageResult
 
 BEGAN = "2026-01-05T10:00:00Z"

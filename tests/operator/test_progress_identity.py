@@ -13,6 +13,8 @@ from kd_operator import names
 from kd_operator.progress.identity import LONGEST_TOKEN, Refusal, Sender, claimed_job, identify
 from operator_progress import OTHER_UID, POD_UID, UID, World, accepted, owned_by, token
 
+from kd_runtime.api.labels import UID_LABEL
+
 SENDER = Sender("team-a", "tutor", UID, POD_UID, "workers", "answers", 2, 1)
 
 
@@ -70,7 +72,7 @@ POD, JOB, DJ = (
         (POD, None, 403),
         (POD, {"uid": OTHER_UID}, 403),
         (POD, {"labels": {}}, 403),
-        (POD, {"labels": {names.UID_LABEL: OTHER_UID}}, 403),
+        (POD, {"labels": {UID_LABEL: OTHER_UID}}, 403),
         (POD, {"ownerReferences": []}, 403),
         (POD, {"ownerReferences": owned_by("apps/v1", "ReplicaSet", "r", OTHER_UID)}, 403),
         (POD, {"ownerReferences": owned_by("example.com/v1", "Job", JOB[2], OTHER_UID)}, 403),

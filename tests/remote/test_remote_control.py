@@ -9,12 +9,14 @@ from typing import Any
 import httpx
 import pytest
 from kd_operator import names
+from kd_operator.children import context
+from kd_operator.decide import ending
 from statuses import UID, case, failed, job
 
 from kd_runtime.api.failures import SettingsError
 from kd_runtime.api.reasons import Reason
 from kd_runtime.artifacts.store import open_store
-from kd_runtime.remote import jobs
+from kd_runtime.remote import control, explain, pods
 from kd_runtime.remote.cluster import Cluster
 from kd_runtime.remote.completion import job_names, part_names
 from kd_runtime.remote.control import resume, retry, retryable, suspend
@@ -120,8 +122,11 @@ def test_a_job_that_failed_before_its_plan_can_be_planned_again(api: Any, cluste
 
 def test_labels_and_names_are_the_operator_s() -> None:
     for name in ("JOB_LABEL", "UID_LABEL", "STAGE_LABEL", "ATTEMPT_LABEL", "COMPONENT_LABEL"):
-        assert getattr(jobs, name) == getattr(names, name)
-    assert (jobs.RETRY_ANNOTATION, jobs.RECONCILE_ANNOTATION) == (names.RETRY_ANNOTATION, names.RECONCILE_ANNOTATION)
+        assert getattr(pods, name) == getattr(context, name)
+    assert (control.RETRY_ANNOTATION, explain.RECONCILE_ANNOTATION) == (
+        ending.RETRY_ANNOTATION,
+        names.RECONCILE_ANNOTATION,
+    )
 
 
 @pytest.mark.parametrize("uri", ["file:///data/x.jsonl", "data/x.jsonl", ".kd/store/", "file://x"])

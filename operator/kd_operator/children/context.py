@@ -7,19 +7,11 @@ from enum import StrEnum
 from functools import cached_property
 from typing import Any
 
-from kd_operator.names import (
-    ATTEMPT_LABEL,
-    COMPONENT_LABEL,
-    GROUP,
-    JOB_LABEL,
-    STAGE_LABEL,
-    TEACHER_PORT,
-    UID_LABEL,
-    VERSION,
-    child_name,
-)
+from kd_operator.names import TEACHER_PORT, child_name
 from kd_operator.settings import Settings
 from kd_runtime.api.job import SINGLE_TEACHER, DistillationJob
+from kd_runtime.api.labels import ATTEMPT_LABEL, COMPONENT_LABEL, JOB_LABEL, STAGE_LABEL, UID_LABEL
+from kd_runtime.api.model import GROUP, VERSION
 from kd_runtime.api.operation import Resources
 from kd_runtime.api.runtime import ClusterDistillationRuntime
 from kd_runtime.api.runtime_pods import PodSettings

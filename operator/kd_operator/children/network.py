@@ -14,7 +14,8 @@ from ipaddress import ip_network
 from pydantic import BaseModel
 
 from kd_operator.children.context import ChildContext, Manifest
-from kd_operator.names import UID_LABEL, network_name
+from kd_operator.names import network_name
+from kd_runtime.api.labels import UID_LABEL
 from kd_runtime.api.runtime_pods import EgressRule
 
 NAMESPACE_LABEL = "kubernetes.io/metadata.name"

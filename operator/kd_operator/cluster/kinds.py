@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from urllib.parse import quote
 
-from kd_operator.names import GROUP, VERSION
+from kd_runtime.api.model import GROUP, VERSION
 
 
 @dataclass(frozen=True)

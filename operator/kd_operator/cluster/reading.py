@@ -6,8 +6,9 @@ from collections.abc import Collection
 from datetime import datetime
 from typing import Any
 
-from kd_operator.names import ATTEMPT_LABEL, COMPONENT_LABEL, CONTAINER, STAGE_LABEL, not_reconciled
+from kd_operator.names import CONTAINER, not_reconciled
 from kd_operator.observed import Ending, MainChild, PeerSeen, PodSeen, version_of
+from kd_runtime.api.labels import ATTEMPT_LABEL, COMPONENT_LABEL, STAGE_LABEL
 
 Object = dict[str, Any]
 

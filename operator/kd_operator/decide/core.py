@@ -14,13 +14,14 @@ from kd_operator.decide.stages import advance_stage, known_stages, waited_for_pe
 from kd_operator.decide.strangers import end_orphans, own_pods, tell_strangers
 from kd_operator.decide.strays import end_stuck_pods, remove_strays, tell_silent_nodes, tell_stuck_pods
 from kd_operator.decision import Claim, Create, Decision
-from kd_operator.names import PLAN, RETRY_ANNOTATION, not_reconciled
+from kd_operator.names import PLAN, not_reconciled
 from kd_operator.observed import Observed
 from kd_operator.settings import Settings
 from kd_operator.status.accounting import accounted
 from kd_operator.status.conditions import Said, conditions, current_stage, phase, progress_words
 from kd_operator.status.states import AT_WORK, SETTLED, State, moment, stamp
 from kd_operator.status.transitions import events_between, worth_writing
+from kd_runtime.api.labels import RETRY_ANNOTATION
 from kd_runtime.api.reasons import Reason
 from kd_runtime.api.status import Attempts, RuntimeStatus
 

@@ -8,9 +8,10 @@ from kd_operator.decide.draft import Draft, ended
 from kd_operator.decide.strays import kept_long_enough
 from kd_operator.decide.suspension import budget_used
 from kd_operator.decision import Delete, EventNote
-from kd_operator.names import PLAN, RETRY_ANNOTATION, config_name, network_name
+from kd_operator.names import PLAN, config_name, network_name
 from kd_operator.status.conditions import Said
 from kd_operator.status.states import AT_WORK, SETTLED, State, stamp
+from kd_runtime.api.labels import RETRY_ANNOTATION
 from kd_runtime.api.operation import OnExceeded
 from kd_runtime.api.reasons import ConditionType, Reason
 from kd_runtime.api.status import ArtifactLinks, Condition, JobStatus, StageStatus

@@ -8,10 +8,10 @@ from kd_operator.decide.attempts import Over, Part, advance, end_attempt, look_u
 from kd_operator.decide.draft import Draft
 from kd_operator.decide.failures import Verdict, lost
 from kd_operator.decide.peers import earlier_peer, peer_at_work
-from kd_operator.names import RECONCILE_ANNOTATION
 from kd_operator.observed import PeerSeen
 from kd_operator.status.conditions import Said
 from kd_operator.status.states import AT_WORK, State, stamp
+from kd_runtime.api.labels import RECONCILE_ANNOTATION
 from kd_runtime.api.reasons import Reason
 from kd_runtime.api.result import StageResult
 from kd_runtime.api.status import Metric, RowCounts, StageStatus, StageTimes, Usage

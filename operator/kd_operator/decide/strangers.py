@@ -7,9 +7,10 @@ from dataclasses import replace
 from kd_operator.children.context import Component
 from kd_operator.decide.draft import Draft
 from kd_operator.decision import Delete
-from kd_operator.names import UID_LABEL, child_name
+from kd_operator.names import child_name
 from kd_operator.observed import Observed, PodSeen
 from kd_operator.status.conditions import Said
+from kd_runtime.api.labels import UID_LABEL
 from kd_runtime.api.reasons import Reason
 
 SURE_LENGTH = 50

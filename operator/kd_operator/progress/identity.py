@@ -11,6 +11,8 @@ from pydantic_core import from_json
 
 from kd_operator import names
 from kd_operator.cluster.errors import NotFound
+from kd_runtime.api.labels import ATTEMPT_LABEL, COMPONENT_LABEL, STAGE_LABEL, UID_LABEL
+from kd_runtime.api.model import GROUP
 
 Object = dict[str, Any]
 
@@ -95,7 +97,7 @@ async def identify(cluster: Cluster, token: str) -> Sender | Refusal:
     if pod is None or pod["metadata"]["uid"] != bound.uid:
         return Refusal(403, f"pod {bound.namespace}/{bound.name} is gone")
     labels: dict[str, str] = pod["metadata"].get("labels", {})
-    if labels.get(names.UID_LABEL) != uid:
+    if labels.get(UID_LABEL) != uid:
         return Refusal(403, f"pod {bound.namespace}/{bound.name} is no pod of the job that its token is for")
     owner = await _owning_job(cluster, pod)
     if owner is None or owner.get("uid") != uid:
@@ -108,9 +110,9 @@ async def identify(cluster: Cluster, token: str) -> Sender | Refusal:
         job=owner["name"],
         uid=uid,
         pod_uid=bound.uid,
-        component=labels.get(names.COMPONENT_LABEL, ""),
-        stage=labels.get(names.STAGE_LABEL, ""),
-        attempt=_number(labels.get(names.ATTEMPT_LABEL)),
+        component=labels.get(COMPONENT_LABEL, ""),
+        stage=labels.get(STAGE_LABEL, ""),
+        attempt=_number(labels.get(ATTEMPT_LABEL)),
         index=_number(labels.get(INDEX_LABEL)),
     )
 
@@ -159,7 +161,7 @@ async def _owning_job(cluster: Cluster, pod: Object) -> Object | None:
     job = await _live(cluster, "Job", reference["name"], pod["metadata"]["namespace"])
     if job is None or job["metadata"]["uid"] != reference["uid"]:
         return None
-    return _controller(job, names.GROUP, JOB)
+    return _controller(job, GROUP, JOB)
 
 
 def _controller(child: Object, group: str, kind: str) -> Object | None:
