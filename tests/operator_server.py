@@ -170,7 +170,7 @@ class Access:
     watched: Callable[[str, Object | None], None]
     """Told of each request when it is made: `GET DistillationJob`, `POST Job`, …"""
     faults: deque[Fault] = field(default_factory=deque)
-    restores = 0
+    when_restored: list[Callable[[], None]] = field(default_factory=list)
 
     async def get(self, kind: str, name: str, namespace: str | None = None) -> Object:
         if kind == "DistillationJob":

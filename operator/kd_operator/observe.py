@@ -79,7 +79,7 @@ class Observer:
         self._fixed: OrderedDict[str, Fixed] = OrderedDict()
         self._told: dict[Key, int] = {}
         """Of which version a watch told last of a job's Deployments."""
-        self._restores = 0
+        cluster.when_restored.append(self._told.clear)
         self._uids: dict[Key, str] = {}
         """Of the jobs of which anything may be kept: one that is gone has told of its uid before."""
 
@@ -193,9 +193,6 @@ class Observer:
     async def _deployments(self, key: Key, mine: str) -> list[Object]:
         """The job's Deployments, at least as new as what a watch told of. One that was made since can be made only once, and
         what is to be deleted is deleted by its uid."""
-        if self._restores != self.cluster.restores:
-            self._restores = self.cluster.restores
-            self._told.clear()
         return await self.cluster.find("Deployment", key[0], labels=mine, at_least=self._told.get(key, 0))
 
     async def _services(self, namespace: str, uid: str, status: JobStatus) -> frozenset[str]:
@@ -246,12 +243,11 @@ class Peers:
         self._next: dict[str, asyncio.Task[list[PeerSeen]]] = {}
         self._running: dict[str, asyncio.Task[list[PeerSeen]]] = {}
         self._wanted: dict[str, int] = {}
-        self._told = self._restores = 0
+        self._told = 0
+        cluster.when_restored.append(self._forget)
 
     async def of(self, namespace: str, version: int) -> list[PeerSeen]:
         """What is listed from now on, at least as new as the ``version`` of a job."""
-        if self._restores != self.cluster.restores:
-            self._restores, self._told = self.cluster.restores, 0
         self._wanted[namespace] = max(version, self._told, self._wanted.get(namespace, 0))
         if namespace not in self._next:
             self._next[namespace] = asyncio.create_task(self._listed(namespace), name=f"peers in {namespace}")
@@ -260,6 +256,9 @@ class Peers:
     def told(self, version: str) -> None:
         """A watch told of a job: what is listed from now on is at least as new."""
         self._told = max(self._told, version_of(version))
+
+    def _forget(self) -> None:
+        self._told = 0
 
     async def _listed(self, namespace: str) -> list[PeerSeen]:
         if namespace in self._running:

@@ -134,8 +134,11 @@ def test_a_version_that_the_server_does_not_reach_is_not_insisted_on(
     monkeypatch.setattr("kd_operator.cluster.client.READ_TRIES", 1)  # each takes the server three seconds
 
     async def lists(cluster: Cluster) -> tuple[int, int]:
+        restores: list[None] = []
+        cluster.when_restored.append(lambda: restores.append(None))
         await cluster.create(config_map("restored", restored="yes"))
-        return len(await cluster.find("ConfigMap", "default", labels="restored=yes", at_least=10**15)), cluster.restores
+        found = await cluster.find("ConfigMap", "default", labels="restored=yes", at_least=10**15)
+        return len(found), len(restores)
 
     assert ask(lists) == (1, 1)
     assert proxy.count("GET") == 2

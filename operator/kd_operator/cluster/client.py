@@ -48,8 +48,8 @@ class Cluster:
         self.request_seconds = request_seconds
         self.answered = answered
         """Told of every request: its verb in Kubernetes' words, and the HTTP status; 0 where no answer came."""
-        self.restores = 0
-        """How often etcd was found to have been restored: resourceVersions from before are of another history."""
+        self.when_restored: list[Callable[[], None]] = []
+        """Called where etcd is found to have been restored: resourceVersions from before are of another history."""
 
     async def get(self, kind: str, name: str, namespace: str | None = None) -> Object:
         """One object, as it is now."""
@@ -74,7 +74,8 @@ class Cluster:
                 raise
             listed = await self._list(kind, namespace, query | {"resourceVersion": "", "resourceVersionMatch": ""})
             if int(listed["metadata"]["resourceVersion"]) < at_least:
-                self.restores += 1
+                for forget in self.when_restored:
+                    forget()
         found: list[Object] = listed["items"]
         return found
 
