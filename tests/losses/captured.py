@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -31,6 +31,15 @@ class Stored:
     entropy: Tensor | None
     draws: int
     labels: Tensor
+
+    def repeated(self, copies: int) -> Stored:
+        """The same positions, all of them ``copies`` times over."""
+        tiled = {
+            name: value.repeat(copies, *[1] * (value.dim() - 1))
+            for name, value in vars(self).items()
+            if isinstance(value, Tensor)
+        }
+        return replace(self, **tiled)
 
 
 def spec_of(profile: str, vocab: int, temperature: float = 1.0, k: int = 16) -> ShardSpec:

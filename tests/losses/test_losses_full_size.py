@@ -34,13 +34,7 @@ def test_gradients_at_full_size_are_those_of_a_float64_reference(divergence: str
     """Vocabulary 151,936 and 4,096 positions: 64 distinct ones, 64 times over, so that the reference fits in memory."""
     hidden, weight, targets = full_size(profile)
     many = hidden.detach().repeat(COPIES, 1).requires_grad_()
-    tiled = Stored(
-        *(each.repeat(COPIES, *[1] * (each.dim() - 1)) for each in (targets.ids, targets.lp, targets.tail)),
-        None if targets.entropy is None else targets.entropy.repeat(COPIES),
-        targets.draws,
-        targets.labels.repeat(COPIES),
-    )
-    found = torch.autograd.grad(run(many, weight, tiled, divergence)[0], [many, weight])
+    found = torch.autograd.grad(run(many, weight, targets.repeated(COPIES), divergence)[0], [many, weight])
     expected = torch.autograd.grad(dense(hidden, weight, targets, divergence), [hidden, weight])
     assert len(found[0]) == 4096
     for one, other in ((found[0].view(COPIES, DISTINCT, -1), expected[0]), (found[1] / COPIES, expected[1])):
