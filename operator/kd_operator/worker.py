@@ -113,7 +113,7 @@ class Worker:
         self.observer.peers.told(version)
         mine = self.memories.get(key)
         if mine is None or not version or mine.written != version:
-            self._changed(key, 0.0)
+            self._changed(key, at_once=True)
         for other, memory in self.memories.items():
             if memory.waits_for_peers and other[0] == key[0] and other != key:
                 self.queue.put(other)
@@ -125,11 +125,14 @@ class Worker:
         after, looked = self.patience if haste is Haste.CanWait else 0.0, self.looked_at.get(key)
         if haste is not Haste.AtOnce and looked is not None:
             after = max(after, looked + self.spacing - self.clock())
-        self._changed(key, after)
+        self._changed(key, after, at_once=haste is Haste.AtOnce)
 
-    def _changed(self, key: Key, after: float) -> None:
+    def _changed(self, key: Key, after: float = 0.0, *, at_once: bool) -> None:
         self.events_since.setdefault(key, self.clock())
-        self.queue.put(key, after)
+        if at_once:
+            self.queue.put_first(key)
+        else:
+            self.queue.put(key, after)
 
     def runtime_changed(self) -> None:
         """A watch says that a runtime changed: look at the jobs that have none."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from kd_operator import worker
+from kd_operator import queue, worker
 from operator_nodes import FOREVER, GOOD, NODE, End
 from operator_world import LONG, TEACHER, World, runtime_document, training
 from statuses import kstatus
@@ -173,6 +173,7 @@ def test_of_two_jobs_that_claim_at_the_same_moment_the_second_withdraws_uncounte
     world: World, monkeypatch: pytest.MonkeyPatch, first: int
 ) -> None:
     monkeypatch.setattr(worker, "MOST_CLAIMS", 0)  # a pass ends with its claim: what two operators may do in between
+    monkeypatch.setattr(queue, "HEAD_START_SECONDS", 0.0)  # turn and turn about
     jobs = sorted([world.apply("one"), world.apply("two")], key=lambda job: job.uid)
     winner, other = jobs[first], jobs[1 - first]  # the older or the younger: age has no part in it
     world.until(lambda: winner.stage("dataset").key and other.stage("dataset").key)

@@ -8,34 +8,40 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
-from kd_operator.queue import LONGEST_BACKOFF_SECONDS, WorkQueue, backoff
+from kd_operator.queue import HEAD_START_SECONDS, LONGEST_BACKOFF_SECONDS, Turn, WorkQueue, backoff
 
 KEYS = st.sampled_from("abcd")
 SECONDS = st.sampled_from([0.0, 0.5, 1.0, 7.0, 60.0])
 
 
 class Queueing(RuleBasedStateMachine):
-    """Any order of puts, takes and ends, against the plainest thing that could do it: a dict of due times."""
+    """Any order of puts, takes and ends, against the plainest thing that could do it: a dict of turns."""
 
     def __init__(self) -> None:
         super().__init__()
         self.now = 100.0
         self.queue: WorkQueue[str] = WorkQueue(lambda: self.now, jitter=lambda: 0.0)
-        self.due: dict[str, float] = {}
+        self.due: dict[str, Turn] = {}
         self.working: set[str] = set()
         self.failures: dict[str, int] = {}
 
-    def expect(self, key: str, after: float) -> None:
-        self.due[key] = min(self.due.get(key, float("inf")), self.now + after)
+    def expect(self, key: str, after: float, head_start: float = 0.0) -> None:
+        turn = Turn(self.now + after - head_start, self.now + after)
+        self.due[key] = min(self.due.get(key, turn), turn, key=lambda each: each.place)
 
     @rule(key=KEYS, after=SECONDS)
     def put(self, key: str, after: float) -> None:
         self.queue.put(key, after)
         self.expect(key, after)
 
+    @rule(key=KEYS)
+    def put_first(self, key: str) -> None:
+        self.queue.put_first(key)
+        self.expect(key, 0.0, HEAD_START_SECONDS)
+
     @rule()
     def take(self) -> None:
-        ready = {k: due for k, due in self.due.items() if due <= self.now and k not in self.working}
+        ready = {k: turn for k, turn in self.due.items() if turn.due <= self.now and k not in self.working}
         taken = self.queue.take()
         if not ready:
             assert taken is None
@@ -43,8 +49,8 @@ class Queueing(RuleBasedStateMachine):
         assert taken is not None
         key, waited = taken
         assert key in ready
-        assert ready[key] == min(ready.values())
-        assert waited == pytest.approx(self.now - ready[key])
+        assert ready[key].place == min(ready.values()).place
+        assert waited == pytest.approx(self.now - ready[key].due)
         del self.due[key]
         self.working.add(key)
 
@@ -56,7 +62,7 @@ class Queueing(RuleBasedStateMachine):
         self.working.discard(key)
         self.failures.pop(key, None)
         if after is not None:
-            self.expect(key, after)
+            self.expect(key, after, HEAD_START_SECONDS if after == 0.0 else 0.0)
 
     @precondition(lambda self: self.working)
     @rule(data=st.data(), at_least=SECONDS)
@@ -66,7 +72,7 @@ class Queueing(RuleBasedStateMachine):
         pause = self.queue.failed(key, at_least)
         assert pause == max(backoff(self.failures[key], 0.0), at_least)
         self.working.discard(key)
-        self.due[key] = self.now + pause
+        self.due[key] = Turn(self.now + pause, self.now + pause)
 
     @rule(seconds=SECONDS)
     def wait(self, seconds: float) -> None:
@@ -75,7 +81,7 @@ class Queueing(RuleBasedStateMachine):
     @invariant()
     def nothing_is_lost_and_nothing_is_kept_that_was_not_put(self) -> None:
         assert len(self.queue) == len(self.due)
-        takeable = [due for key, due in self.due.items() if key not in self.working]
+        takeable = [turn.due for key, turn in self.due.items() if key not in self.working]
         upcoming = self.queue.next_due()
         assert not takeable or (upcoming is not None and upcoming <= min(takeable))
 
@@ -100,6 +106,21 @@ def test_a_key_that_is_put_while_it_is_worked_on_comes_again_only_afterwards() -
     assert queue.take() is None
     queue.done("job")
     assert queue.take() == ("job", 0.0)
+
+
+def test_what_goes_on_at_once_is_taken_before_what_can_wait_but_not_before_what_has_waited_long() -> None:
+    now = 0.0
+    queue: WorkQueue[str] = WorkQueue(lambda: now)
+    queue.put("waits longest")
+    now = HEAD_START_SECONDS / 2
+    queue.put("can wait")
+    now = HEAD_START_SECONDS + 1.0
+    queue.put_first("goes on")
+    assert [queue.take() for _ in range(3)] == [
+        ("waits longest", HEAD_START_SECONDS + 1.0),
+        ("goes on", 0.0),
+        ("can wait", HEAD_START_SECONDS / 2 + 1.0),
+    ]
 
 
 def test_success_makes_the_next_failure_a_first_one() -> None:
