@@ -21,7 +21,8 @@ ANSWERS = "answers/"
 RETRY = "retry-"
 UNIT_PAIRS = 256
 READERS = 16
-COMMIT_TRIES = 5
+COMMIT_TRIES = 64
+"""How often at most a unit may have lost an object before."""
 SEED_BITS = 31
 """Every server takes a seed below 2^31."""
 
@@ -198,7 +199,8 @@ class UnitStore:
     ) -> UnitCommit:
         """Commit the answers to ``pairs`` (those that were asked): objects first, each (content, suffix), then the commit.
 
-        Returns the commit that counts: of two writers that asked the same pairs, the first one's, unless an object of it is gone.
+        Returns the commit that counts: of two writers that asked the same pairs, the first one's. One of which an object is
+        gone stays where it is; the unit's next id depends on it, so that those who ask its pairs again meet at one name too.
 
         Raises:
             ValueError: ``pairs`` is not exactly done and rejected.
@@ -207,17 +209,22 @@ class UnitStore:
         _check_sum(pairs, done, rejected)
         with self._guard:
             nonces = self._coverage.open_nonces(pairs)
-        unit = unit_id(pairs, nonces)
-        refs = tuple(self._stored(unit, body, suffix) for body, suffix in objects)
-        name = f"{self.prefix}{unit}.json"
-        ours = UnitCommit(name, unit, tuple(done), tuple(rejected), refs, dict(extra or {}), self.writer, nonces)
+        lost: list[str] = []
         for _ in range(COMMIT_TRIES):
+            unit = unit_id(pairs, (*nonces, *lost))
+            refs = tuple(self._stored(unit, body, suffix) for body, suffix in objects)
+            name, given = f"{self.prefix}{unit}.json", dict(extra or {})
+            ours = UnitCommit(name, unit, tuple(done), tuple(rejected), refs, given, self.writer, nonces)
             try:
                 self.store.put(name, ours.encoded(), if_absent=True)
             except AlreadyExists:
-                winner = self._winner(name)
+                standing = self._standing(name)
+                winner = self._learned(name, standing) if standing is not None else None
+                self._withdraw(ours, winner)
                 if winner is not None:
-                    return self._adopted(ours, winner)
+                    return winner
+                if standing is not None:
+                    lost.append(body_sha256(standing))
                 continue
             with self._guard:
                 self._coverage.commits[name] = ours
@@ -281,31 +288,33 @@ class UnitStore:
     def _whole(self, commit: UnitCommit, listed: Mapping[str, int]) -> bool:
         return all(is_there(self.store, ref, listed) for ref in commit.objects)
 
-    def _winner(self, name: str) -> UnitCommit | None:
-        """The commit that is there; None, and it is removed, where an object of it is gone."""
+    def _standing(self, name: str) -> bytes | None:
+        """The commit that is there; None where it has vanished again."""
         try:
-            body = self.store.get(name)
+            return self.store.get(name)
         except Missing:
             return None
+
+    def _learned(self, name: str, body: bytes) -> UnitCommit | None:
+        """The commit in ``body``; None where an object of it is gone."""
         with self._guard:
             self._learn(name, body)
-            winner = self._coverage.commits[name]
-            if self._whole(winner, {}):
-                return winner
+            commit = self._coverage.commits[name]
+            if self._whole(commit, {}):
+                return commit
             del self._coverage.commits[name]
-        self.store.delete(name)
         return None
 
-    def _adopted(self, ours: UnitCommit, winner: UnitCommit) -> UnitCommit:
-        kept = {ref.name for ref in winner.objects}
+    def _withdraw(self, ours: UnitCommit, winner: UnitCommit | None) -> None:
+        """Delete the objects of a commit that does not count."""
+        kept = {ref.name for ref in winner.objects} if winner is not None else set()
         for ref in ours.objects:
             if ref.name not in kept:
                 self.store.delete(ref.name)
-        return winner
 
 
 def unit_id(pairs: Sequence[Pair], nonces: Sequence[str] = ()) -> str:
-    """32 hex digits of the digest of a (row, sample) list, and of the retries that it answers."""
+    """32 hex digits of the digest of a (row, sample) list, of the retries that it answers, and of commits that lost an object."""
     body = json.dumps([[[p.row, p.sample] for p in pairs], *nonces], separators=(",", ":"))
     return hashlib.sha256(body.encode()).hexdigest()[:32]
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 
@@ -77,10 +80,50 @@ def test_a_unit_of_which_an_object_is_gone_is_asked_again_and_no_other(
 
 def test_of_two_that_answer_a_lost_unit_again_the_second_adopts(store: Store) -> None:
     one = unit(store, PAIRS, "before")
-    store.delete(one.covered()[PAIRS[0]].commit.object("jsonl").name)
+    broken = one.covered()[PAIRS[0]].commit
+    store.delete(broken.object("jsonl").name)
     winner = unit(store, PAIRS, "first").covered()[PAIRS[0]].commit
     late = unit(store, PAIRS, "second").covered()[PAIRS[0]].commit
     assert late == winner
     assert one.read(winner, "jsonl").startswith(b"first")
     left = [info.name for info in store.list(f"answers/{ASKING}/")]
-    assert sorted(left) == sorted([winner.name, winner.object("jsonl").name])
+    assert sorted(left) == sorted([broken.name, winner.name, winner.object("jsonl").name])
+
+
+def test_a_unit_that_was_answered_again_and_lost_that_too_is_answered_once_more(store: Store) -> None:
+    for said in ("first", "second", "third"):
+        units = unit(store, PAIRS, said)
+        commit = units.covered()[PAIRS[0]].commit
+        assert units.read(commit, "jsonl").startswith(said.encode())
+        store.delete(commit.object("jsonl").name)
+    assert units.covered() == {}
+
+
+class Meeting:
+    """A store of which two writers read the same commit before either of them acts on it."""
+
+    def __init__(self, store: Store, name: str):
+        self._store, self._name, self._both = store, name, threading.Barrier(2)
+
+    def get(self, name: str) -> bytes:
+        body = self._store.get(name)
+        if name == self._name:
+            self._both.wait(10)
+        return body
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+
+def test_of_two_that_find_the_same_lost_unit_at_the_same_moment_one_replaces_it(store: Store) -> None:
+    broken = unit(store, PAIRS, "before").covered()[PAIRS[0]].commit
+    store.delete(broken.object("jsonl").name)
+    meeting: Any = Meeting(store, broken.name)
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(lambda said: unit(meeting, PAIRS, said), ("one", "other")))
+    commits = {writer._coverage.commits.popitem()[1].name for writer in found}
+    winner = UnitStore(store, ASKING, new_writer_id()).covered()[PAIRS[0]].commit
+    assert commits == {winner.name}
+    assert found[0].read(winner, "jsonl") == found[1].read(winner, "jsonl")
+    left = [info.name for info in store.list(f"answers/{ASKING}/")]
+    assert sorted(left) == sorted([broken.name, winner.name, winner.object("jsonl").name])
