@@ -208,14 +208,15 @@ def haste(type: str | None, child: PodSeen | MainChild) -> Haste:
     """How soon a change is to be looked at.
 
     A child that was just made gets its pods, a pod its node; of a pod that did its work its Job will say so. By a Job that is
-    over, a teacher that answers or a pod that is gone the job may go on, whatever else changes.
+    over, a teacher that answers or a pod that held something up and is gone the job may go on, whatever else changes. Pods
+    that had ended are deleted by the dozen, where a cluster has more of them than it keeps.
     """
     if isinstance(child, MainChild):
         if type == "ADDED" and not child.deleting:
             return Haste.CanWait
         return Haste.AtOnce if child.complete or child.failed or child.ready else Haste.Soon
     if type == "DELETED":
-        return Haste.AtOnce
+        return Haste.AtOnce if child.alive else Haste.CanWait
     if child.deleted_at is not None:
         return Haste.Soon
     if type == "ADDED":

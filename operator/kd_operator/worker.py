@@ -17,6 +17,7 @@ from kd_operator.cluster.errors import ApiError, Conflict, Denied, NotFound, Ref
 from kd_operator.cluster.events import Events
 from kd_operator.cluster.failpoints import Failpoint, inert
 from kd_operator.cluster.reading import controller_uid
+from kd_operator.decide.draft import ended
 from kd_operator.decision import LOOK_AGAIN_SECONDS, Claim, Create, Decision, Delete, EventNote
 from kd_operator.metrics import ReconcileOutcome
 from kd_operator.names import PLAN, not_reconciled
@@ -75,6 +76,8 @@ class Memory:
     """The resourceVersion at which a suspended job had nothing alive and nothing to be done."""
     glances: int = 0
     """How often since then only the job itself was read."""
+    over: bool = False
+    """The job has ended, and all of its children have: what becomes of them is no news."""
 
 
 @dataclass
@@ -122,6 +125,9 @@ class Worker:
         """A watch says that a child of a job changed; of a Deployment, to which resourceVersion."""
         if deployment:
             self.observer.told_of_deployment(key, deployment)
+        memory = self.memories.get(key)
+        if memory is not None and memory.over:
+            return
         after, looked = self.patience if haste is Haste.CanWait else 0.0, self.looked_at.get(key)
         if haste is not Haste.AtOnce and looked is not None:
             after = max(after, looked + self.spacing - self.clock())
@@ -217,6 +223,7 @@ class Worker:
         memory.overtaken = False
         memory.idle_at, memory.glances = (observed.job.resource_version if idle(observed, decision) else ""), 0
         status = decision.status or observed.job.status
+        memory.over = over(observed, status)
         if decision.requeue_after is None or memory.idle_at or status.completion_time is not None:
             self.observer.forget(key)
         news = memory.refused.keys() - observed.refused.keys()
@@ -394,6 +401,12 @@ def idle(observed: Observed, decision: Decision) -> bool:
     job, nothing = observed.job, Decision(requeue_after=LOOK_AGAIN_SECONDS)
     gone = not observed.children and not observed.pods and job.status.admitted_time is None
     return job.suspend and gone and decision == nothing
+
+
+def over(observed: Observed, status: JobStatus) -> bool:
+    """Whether a job has ended and nothing of it is at work: what is left of it is deleted in its time."""
+    at_work = any(pod.alive for pod in observed.pods) or not all(ended(child) for child in observed.children)
+    return status.completion_time is not None and not at_work
 
 
 def unclaimed(job: Object, uid: str, claim: Claim) -> str | None:

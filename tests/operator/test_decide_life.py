@@ -265,3 +265,29 @@ def test_a_teacher_that_cannot_load_ends_the_job_at_once(world: World) -> None:
     job = world.apply()
     assert job.finish() == "BadSettings"
     assert "teacher" in job.condition("Failed")[2]
+
+
+def test_what_becomes_of_an_ended_jobs_pods_is_no_news_and_its_children_go_in_their_time(world: World) -> None:
+    """A cluster that holds more ended pods than it keeps deletes the oldest, by the dozen."""
+    job = world.apply()
+    assert job.finish() == "Succeeded"
+    world.wait(1)
+    passes = world.operators[0].passes
+    left = [pod["metadata"]["name"] for pod in world.server.every("Pod")]
+    assert left
+    for name in left:
+        world.server.delete("Pod", name, grace_seconds=0)
+    world.settle()
+    assert world.operators[0].passes == passes
+    world.wait(2 * 3600)
+    assert job.children("Job", "Deployment") == []
+
+
+def test_an_ended_job_that_is_asked_for_again_hears_of_its_children_again(world: World) -> None:
+    job = world.apply()
+    assert job.finish() == "Succeeded"
+    world.wait(1)
+    job.annotate(RETRY_ANNOTATION, "student/1")
+    job.reach("student", "Running")
+    assert not any(memory.over for memory in world.operators[0].worker.memories.values())
+    assert job.finish() == "Succeeded"

@@ -55,7 +55,7 @@ def test_a_child_that_is_refused_is_told_in_steady_words_until_it_is_there(
     world.server.refuses = lambda manifest: None
     assert job.finish() == "Succeeded"
     assert job.condition("Degraded")[0] == "False"
-    assert not world.operators[0].worker.memories
+    assert not any(memory.refused for memory in world.operators[0].worker.memories.values())
 
 
 @pytest.mark.parametrize(("kind", "part"), [("Deployment", "teacher/teacher"), ("Job", "student")])

@@ -70,9 +70,11 @@ def test_what_no_look_would_read_does_not(changed: Object) -> None:
         ("ADDED", child("Pod", phase="Pending")),
         ("MODIFIED", child("Pod", phase="Pending", conditions=[condition("PodScheduled")])),
         ("MODIFIED", child("Pod", phase="Succeeded", containerStatuses=container(state=TERMINATED))),
+        ("DELETED", child("Pod", phase="Succeeded")),
+        ("DELETED", child("Pod", phase="Failed")),
     ],
 )
-def test_what_is_followed_by_another_change_can_wait(type: str, changed: Object) -> None:
+def test_what_is_followed_by_another_change_or_nobody_waits_for_can_wait(type: str, changed: Object) -> None:
     assert haste(type, child_seen(changed)) is Haste.CanWait
 
 
@@ -117,6 +119,7 @@ def test_what_a_job_may_go_on_or_fail_by_cannot(type: str, changed: Object) -> N
         ("MODIFIED", child(conditions=[condition("FailureTarget")])),
         ("MODIFIED", child("Deployment", readyReplicas=1)),
         ("DELETED", child("Pod", phase="Succeeded", deleted=DELETED)),
+        ("DELETED", child("Pod", phase="Running")),
     ],
 )
 def test_what_a_job_goes_on_or_fails_by_is_looked_at_at_once(type: str, changed: Object) -> None:
