@@ -8,7 +8,7 @@ from typing import Any
 from kd_runtime.api.status import JobStatus
 
 LOOK_AGAIN_SECONDS = 60.0
-"""Every unfinished job is looked at again at least so often."""
+"""Every unfinished job is looked at again at least so often, but for an idle one (`worker.IDLE_SECONDS`)."""
 
 
 @dataclass(frozen=True)

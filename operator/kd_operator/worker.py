@@ -42,7 +42,9 @@ PATIENCE_SECONDS = 1.0
 """Until a look at a change after which another one follows mostly: that one is looked at when it comes."""
 MOST_CLAIMS = 4
 """Statuses in a row after which only what they say is looked at anew."""
-MOST_GLANCES = 9
+IDLE_SECONDS = 600.0
+"""Between two looks at an idle job: a watch tells of all that could give it work."""
+MOST_GLANCES = 5
 """Looks in a row at which of an idle job only the job itself is read."""
 
 log = logging.getLogger(__name__)
@@ -201,7 +203,7 @@ class Worker:
         """
         memory = self._woken(key)
         if await self._still_idle(key, memory):
-            return LOOK_AGAIN_SECONDS
+            return IDLE_SECONDS
         seen = await self.observer.observe(key, self.now(), conflicts=memory.conflicts)
         if seen is None:
             self._forget(key)
@@ -237,6 +239,8 @@ class Worker:
         if decision.status is None:
             memory.written = ""
         self._remember(key, memory)
+        if memory.idle_at:
+            return IDLE_SECONDS
         return decision.requeue_after if decision.status is None else settling(decision.requeue_after, self.settle)
 
     def _take_note(self, key: Key, memory: Memory, observed: Observed, decision: Decision) -> None:

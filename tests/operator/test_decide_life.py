@@ -291,3 +291,14 @@ def test_an_ended_job_that_is_asked_for_again_hears_of_its_children_again(world:
     job.reach("student", "Running")
     assert not any(memory.over for memory in world.operators[0].worker.memories.values())
     assert job.finish() == "Succeeded"
+
+
+def test_a_suspended_job_is_looked_at_six_times_an_hour_and_at_once_when_it_is_resumed(world: World) -> None:
+    job = world.apply(suspend=True)
+    world.wait(60)
+    passes = world.operators[0].passes
+    world.wait(3600)
+    assert world.operators[0].passes - passes == 6
+    job.edit(suspend=False)
+    world.wait(1)
+    assert job.children("Job")
