@@ -63,7 +63,7 @@ images: ## both container images (docker, or what KD_IMAGE_BUILD says)
 bench: $(STAMP) ## benchmarks against their goals; ends with 1 naming each that is missed
 	$(BIN)/python bench/run.py
 
-bench-operator: $(STAMP) ## the operator under load on simulated nodes, likewise (KD_TEST_KIT; about 45 minutes)
+bench-operator: $(STAMP) ## the operator under load on simulated nodes, likewise (KD_TEST_KIT; about 50 minutes)
 	$(BIN)/python bench/operator_jobs.py
 
 soak: $(STAMP) ## hundreds of kills of random processes over the quickstart (hours)

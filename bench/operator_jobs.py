@@ -37,11 +37,12 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 import manifests
 from cluster_server import Server, api_server
-from fake_kubelet import PODS, Api, End, Kubelet, PodMet, heartbeats
+from fake_kubelet import PODS, Api, End, Kubelet, PodMet, WholeKubelet, heartbeats
 from job_children import job as job_document
 from job_children import runtime as runtime_document
 from job_record import Child, Record, Story, check
 from kd_operator import names
+from kit import crash
 
 Object = dict[str, Any]
 
@@ -49,8 +50,7 @@ ACCOUNT = "system:serviceaccount:kubedistill:operator"
 WRITES = ("create", "update", "patch", "delete")
 UNCOUNTED = ("events", "tokenreviews", "leases")
 POST_SECONDS = 10.0
-PROGRAMS = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kwok")
-OF_CONTROL_PLANE = PROGRAMS[:-1]
+OF_CONTROL_PLANE = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler")
 AT_REST_MB, IDLE_KB, ACTIVE_KB = 160.0, 20.0, 80.0
 
 
@@ -308,28 +308,50 @@ def quantile(values: Sequence[float], share: float) -> float:
     return ordered[min(len(ordered) - 1, math.ceil(share * len(ordered)) - 1)] if ordered else math.nan
 
 
-def audited(path: Path, since: int) -> tuple[list[Object], int]:
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One request to the API server, by its audit log."""
+
+    user: str
+    verb: str
+    resource: str
+    """With its subresource."""
+    code: int
+    seconds: float
+    """That the server took."""
+
+    @classmethod
+    def of(cls, line: bytes) -> Request:
+        """What a line of the log says."""
+        said = json.loads(line)
+        what = said.get("objectRef", {})
+        resource = "/".join(what[part] for part in ("resource", "subresource") if part in what)
+        seconds = _moment(said["stageTimestamp"]) - _moment(said["requestReceivedTimestamp"])
+        user, code = said["user"]["username"], said["responseStatus"]["code"]
+        return cls(sys.intern(user), sys.intern(said["verb"]), sys.intern(resource or "?"), code, seconds)
+
+    @property
+    def counted(self) -> bool:
+        """Whether it is a write that a goal counts."""
+        return self.verb in WRITES and self.resource.partition("/")[0] not in UNCOUNTED
+
+
+def audited(path: Path, since: int) -> tuple[list[Request], int]:
     """Requests since an offset of the audit log, and the offset now."""
+    found, offset = [], since
     with path.open("rb") as log:
         log.seek(since)
-        content = log.read()
-    content = content[: content.rfind(b"\n") + 1]
-    return [json.loads(line) for line in content.splitlines()], since + len(content)
+        for line in log:
+            if not line.endswith(b"\n"):
+                break
+            offset += len(line)
+            found.append(Request.of(line))
+    return found, offset
 
 
-def of_operator(lines: Sequence[Object]) -> list[Object]:
+def of_operator(requests: Sequence[Request]) -> list[Request]:
     """The requests of the operator's account."""
-    return [line for line in lines if line["user"]["username"] == ACCOUNT]
-
-
-def _asked(line: Object) -> str:
-    what = line.get("objectRef", {})
-    return f"{line['verb']} {what.get('resource', '?')}" + (f"/{what['subresource']}" if "subresource" in what else "")
-
-
-def counted(line: Object) -> bool:
-    """Whether a request is a write that a goal counts."""
-    return line["verb"] in WRITES and line.get("objectRef", {}).get("resource") not in UNCOUNTED
+    return [request for request in requests if request.user == ACCOUNT]
 
 
 def progress_writes(stories: Sequence[Story]) -> tuple[int, float]:
@@ -349,10 +371,14 @@ def _moment(text: str) -> float:
 
 
 def of_load(
-    bench: Bench, table: str, uids: Sequence[str], since: Sample, audit: list[Object]
+    bench: Bench, table: str, uids: Sequence[str], since: Sample, everyone: list[Request]
 ) -> Iterator[Figure | Goal]:
     """What a load showed."""
-    now = bench.samples[-1]
+    for user, count in Counter(request.user for request in everyone).most_common(6):
+        each = {"requests/job": count / len(uids)}
+        yield Figure(f"{table}: requests of everyone", user.removeprefix("system:"), each)
+    audit, now = of_operator(everyone), bench.samples[-1]
+    denied = sum(request.code == 403 for request in audit)
     stories = [bench.record.stories[uid] for uid in uids]
     stages = sum(len(story.status["stages"]) for story in stories)
     reactions = [seconds for uid in uids for _, seconds, _ in bench.seen[uid].reactions]
@@ -360,7 +386,7 @@ def of_load(
     for uid in uids:
         for part, seconds, _ in bench.seen[uid].reactions:
             parts[part].append(seconds)
-    writes = [line for line in audit if counted(line)]
+    writes = sum(request.counted for request in audit)
     progress, allowed = progress_writes(stories)
     lag = quantile(bench.lags[-int(now.at - since.at) :], 0.99)
     yield Figure(
@@ -385,22 +411,22 @@ def of_load(
         "operator",
         {
             "requests/job": len(audit) / len(uids),
-            "writes/job": len(writes) / len(uids),
-            "writes/stage": (len(writes) - progress) / stages,
+            "writes/job": writes / len(uids),
+            "writes/stage": (writes - progress) / stages,
             "progress writes": progress,
-            "denied": sum(line["responseStatus"]["code"] == 403 for line in audit),
+            "denied": denied,
         },
     )
     times = defaultdict(list)
-    for line in audit:
-        times[_asked(line)].append(_moment(line["stageTimestamp"]) - _moment(line["requestReceivedTimestamp"]))
+    for request in audit:
+        times[f"{request.verb} {request.resource}"].append(request.seconds)
     for asked, took in sorted(times.items(), key=lambda item: -len(item[1]))[:16]:
-        values = {
+        cells = {
             "requests/job": len(took) / len(uids),
             "ms p50": quantile(took, 0.5) * 1e3,
             "ms p99": quantile(took, 0.99) * 1e3,
         }
-        yield Figure(f"{table}: most asked, and the server's time for it", asked, values)
+        yield Figure(f"{table}: most asked, and the server's time for it", asked, cells)
     seconds = now.at - since.at
     for name in bench.processes:
         used = now.cpu[name] - since.cpu[name]
@@ -423,14 +449,14 @@ def of_load(
     posted = ", ".join(f"{count} x {status}" for status, count in sorted(bench.posts.answers.items()))
     print(f"  progress posts so far: {posted}")
     yield at_most(f"{table}: p99 from event to child, seconds", quantile(reactions, 0.99), 1.0)
-    yield at_most(f"{table}: writes a stage", (len(writes) - progress) / stages, 10)
+    yield at_most(f"{table}: writes a stage", (writes - progress) / stages, 10)
     yield at_most(f"{table}: progress writes for each begun minute of a stage", progress / allowed, 1)
     yield at_most(
         f"{table}: operator's memory, MB, with {most.active} active and {most.resting} resting jobs",
         most.rss["operator"],
         most.allowed(),
     )
-    yield at_most(f"{table}: denied requests", float(sum(line["responseStatus"]["code"] == 403 for line in audit)), 0)
+    yield at_most(f"{table}: denied requests", float(denied), 0)
 
 
 async def figures(args: argparse.Namespace, server: Server, keep: Callable[[Results], None]) -> Results:
@@ -448,12 +474,14 @@ async def figures(args: argparse.Namespace, server: Server, keep: Callable[[Resu
     audit = home / "log" / "audit.jsonl"
     api = Api(Path(server.environment["KUBECONFIG"]))
     async with api:
+        await _ready(api, args.nodes)
+        crash(server.environment, "kwok")
         port = _free_port()
         process = await _operator(api, server, port)
         processes = {"operator": psutil.Process(process.pid)}
-        for name in PROGRAMS:
+        for name in OF_CONTROL_PLANE:
             processes[name] = psutil.Process(int((home / "run" / f"{name}.pid").read_text()))
-        record, kubelet, posts = Record(api), Kubelet(api), Posts(api, port)
+        record, kubelet, posts = Record(api), WholeKubelet(api), Posts(api, port)
         namespaces = [f"team-{number}" for number in range(args.namespaces)]
         bench = Bench(server, record, kubelet, posts, processes, namespaces, random.Random(0))
         record.pods, record.noted = kubelet.saw, bench.changed
@@ -480,12 +508,8 @@ async def figures(args: argparse.Namespace, server: Server, keep: Callable[[Resu
                 since = bench.look()
                 uids = await bench.load(load)
                 await asyncio.sleep(1.5)
-                everyone, _ = audited(audit, offset)
-                lines, label = of_operator(everyone), f"{load.jobs:,} jobs, one each {load.every:g} s"
-                for user, count in Counter(line["user"]["username"] for line in everyone).most_common(6):
-                    values = {"requests/job": count / load.jobs}
-                    say(Figure(f"{label}: requests of everyone", user.removeprefix("system:"), values))
-                for figure in of_load(bench, label, uids, since, lines):
+                label = f"{load.jobs:,} jobs, one each {load.every:g} s"
+                for figure in of_load(bench, label, uids, since, audited(audit, offset)[0]):
                     say(figure)
                 keep(results(found))
             if args.idle:
@@ -523,10 +547,10 @@ async def _rest(bench: Bench, args: argparse.Namespace, audit: Path) -> list[Fig
     await asyncio.sleep(args.rest_seconds)
     now = bench.look()
     everyone, _ = audited(audit, offset)
-    lines = of_operator(everyone)
+    requests = of_operator(everyone)
     seconds = now.at - begun.at
     table = f"{args.idle} jobs at rest"
-    writes = sum(counted(line) for line in lines)
+    writes = sum(request.counted for request in requests)
     held = (now.rss["operator"] - before.rss["operator"]) * 1000 / args.idle
     return [
         Figure(
@@ -536,7 +560,7 @@ async def _rest(bench: Bench, args: argparse.Namespace, audit: Path) -> list[Fig
                 "MB": now.rss["operator"],
                 "KB/job": held,
                 "cores": (now.cpu["operator"] - begun.cpu["operator"]) / seconds,
-                "requests/s": len(lines) / seconds,
+                "requests/s": len(requests) / seconds,
                 "writes": writes,
             },
         ),
@@ -607,6 +631,17 @@ async def _operator(api: Api, server: Server, port: int) -> asyncio.subprocess.P
     words += ["--port", str(port), "--progress-url", f"http://127.0.0.1:{port}", "--log-level", "WARNING"]
     environment = {**server.environment, "KUBECONFIG": str(place)}
     return await asyncio.create_subprocess_exec(sys.executable, "-m", "kd_operator", *words, env=environment)
+
+
+async def _ready(api: Api, nodes: int) -> None:
+    """kwok has made the nodes ready; from then on the kubelet here keeps them so."""
+    for _ in range(600):
+        _, found = await api.ask("GET", "/api/v1/nodes")
+        ready = (c["status"] for n in found["items"] for c in n["status"].get("conditions", ()) if c["type"] == "Ready")
+        if sum(status == "True" for status in ready) == nodes:
+            return
+        await asyncio.sleep(0.1)
+    raise RuntimeError(f"not all of {nodes} simulated nodes are ready")
 
 
 async def _has_account(api: Api, namespace: str) -> None:

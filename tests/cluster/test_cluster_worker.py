@@ -23,7 +23,7 @@ from kd_operator.observed import Observed, version_of
 from kd_operator.progress.board import Board
 from kd_operator.queue import WorkQueue
 from kd_operator.settings import Settings
-from kd_operator.worker import Decide, Worker
+from kd_operator.worker import IDLE_SECONDS, MOST_GLANCES, Decide, Worker
 
 from kd_runtime.api.labels import ATTEMPT_LABEL, COMPONENT_LABEL, JOB_LABEL, STAGE_LABEL, UID_LABEL
 from kd_runtime.api.parse import load_documents
@@ -622,10 +622,10 @@ def test_of_an_idle_job_only_the_job_is_read_until_something_happens(bench: Benc
 
     async def looks() -> None:
         worker.cluster = worker.observer.cluster = await connect(server=bench.proxy.url)
-        for _ in range(9):
-            assert await worker.look(key) == 60.0
+        for _ in range(MOST_GLANCES):
+            assert await worker.look(key) == IDLE_SECONDS
         assert reads(bench) == []
-        await worker.look(key)  # every tenth is a whole one
+        assert await worker.look(key) == IDLE_SECONDS  # then comes a whole one
         assert reads(bench)
         await worker.look(key)
         assert reads(bench) == []
