@@ -58,13 +58,19 @@ class Api:
         async with self.session.request(method, self.server + path, data=data, headers=headers) as answer:
             return answer.status, await answer.json()
 
-    async def watch(self, path: str, labels: str = "", seconds: int = 7200) -> AsyncIterator[Object]:
+    async def watch(
+        self, path: str, labels: str = "", seconds: int = 7200, opened: Callable[[], None] = lambda: None
+    ) -> AsyncIterator[Object]:
         """Every event from now on, the objects that are there first; without end, and without a gap: the server ends a
-        watch after ``seconds``, or where it is read too slowly, and it is gone on with from the last version."""
+        watch after ``seconds``, or where it is read too slowly, and it is gone on with from the last version.
+
+        ``opened`` is called each time that the server has begun to tell: until the first, versions may be missed.
+        """
         query, version = f"watch=true&allowWatchBookmarks=true&timeoutSeconds={seconds}&labelSelector={labels}", 0
         while True:
             since = f"&resourceVersion={version}" if version else ""
             async with await self._stream(f"{self.server}{path}?{query}{since}") as answer:
+                opened()
                 async for event in _events(answer):
                     if event["type"] == "ERROR":
                         raise RuntimeError(f"watch of {path}: {event['object']}")

@@ -105,6 +105,9 @@ class Record:
         """Told of every event: kind, event, the job's uid, the child, the object."""
         self._waiting: dict[str, list[asyncio.Event]] = defaultdict(list)
         self._failure: BaseException | None = None
+        self._opened: set[str] = set()
+        self.opened = asyncio.Event()
+        """All watches are: from now on no version of anything is missed."""
 
     async def run(self) -> None:
         """Watch until cancelled; a watch that ends is a failure, of whoever waits too."""
@@ -120,8 +123,13 @@ class Record:
                     event.set()
             raise
 
+    def _is_open(self, path: str) -> None:
+        self._opened.add(path)
+        if self._opened == {JOBS, *CHILDREN.values()}:
+            self.opened.set()
+
     async def _watch_jobs(self) -> None:
-        async for event in self.api.watch(JOBS):
+        async for event in self.api.watch(JOBS, opened=lambda: self._is_open(JOBS)):
             job = event["object"]
             story = self.stories[job["metadata"]["uid"]]
             story.progress_writes += only_progress(story.job, job)
@@ -132,7 +140,7 @@ class Record:
             self._tell(job["metadata"]["uid"], _key(job), job["metadata"]["resourceVersion"])
 
     async def _watch_children(self, kind: str, path: str) -> None:
-        async for event in self.api.watch(path, UID_LABEL):
+        async for event in self.api.watch(path, UID_LABEL, opened=lambda: self._is_open(path)):
             metadata = event["object"]["metadata"]
             labels = metadata["labels"]
             story = self.stories[labels[UID_LABEL]]

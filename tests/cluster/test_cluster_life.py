@@ -298,6 +298,8 @@ async def _begin(
     life = Life(server, proxy, loop, record, kubelet, direct, proxied)
     record.told, record.pods = life.told, kubelet.saw
     task, beating = asyncio.ensure_future(record.run()), asyncio.ensure_future(heartbeats(api))
+    async with asyncio.timeout(60):
+        await record.opened.wait()
 
     async def end() -> None:
         failed = task.done()
