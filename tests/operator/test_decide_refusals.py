@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 from kd_operator.cluster.errors import ApiError, Denied, Refused
 from kd_operator.decide.refusals import remedy
+from kd_operator.worker import Memory
 from operator_server import Object
 from operator_world import World, told
 from statuses import kstatus
@@ -55,7 +56,7 @@ def test_a_child_that_is_refused_is_told_in_steady_words_until_it_is_there(
     world.server.refuses = lambda manifest: None
     assert job.finish() == "Succeeded"
     assert job.condition("Degraded")[0] == "False"
-    assert not any(memory.refused for memory in world.operators[0].worker.memories.values())
+    assert list(world.operators[0].worker.memories.values()) == [Memory(over=True)]
 
 
 @pytest.mark.parametrize(("kind", "part"), [("Deployment", "teacher/teacher"), ("Job", "student")])
