@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import itertools
 import json
 import ssl
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -361,25 +362,25 @@ class WholeKubelet(Kubelet):
     def __init__(self, api: Api, store: Store | None = None):
         super().__init__(api, store)
         self._begun: set[str] = set()
-        self._ended: set[str] = set()
+        self._numbers = itertools.count()
+        """Of pods, for their addresses."""
 
     def saw(self, kind: str, pod: Object) -> None:
         """An event of a pod."""
-        super().saw(kind, pod)
         uid, phase = pod["metadata"]["uid"], pod.get("status", {}).get("phase")
+        leaves = uid in self._leaving
+        super().saw(kind, pod)
         if kind == "DELETED":
             self._begun.discard(uid)
-            self._ended.discard(uid)
         elif "deletionTimestamp" in pod["metadata"]:
-            if uid not in self._ended:
-                self._ended.add(uid)
+            if not leaves:
                 self._start(self._take_away(pod))
         elif phase == "Pending" and pod["spec"].get("nodeName") and uid not in self._begun:
             self._begun.add(uid)
             self._start(self._begin(pod))
 
     async def _begin(self, pod: Object) -> None:
-        number, now = len(self._begun), datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        number, now = next(self._numbers), datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         running = {"ready": True, "started": True, "restartCount": 0, "state": {"running": {"startedAt": now}}}
         met = [
             {"type": t, "status": "True", "lastTransitionTime": now}
