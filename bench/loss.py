@@ -1,9 +1,11 @@
 """Time and extra memory of the distillation loss against plain cross-entropy and a dense KD loss, forward and backward.
 
 python bench/loss.py [--hidden 576] [--vocabs 49152,151936] [--positions 1024] [--k 32] [--rounds 4] [--dtype float32]
+                     [--device cuda] [--deterministic]
 
 Goals: forward KL with cross-entropy takes at most 1.25 times cross-entropy alone, and under a tenth of a dense KD
-loss's extra memory. Weights, their gradient and that of the hidden states are apart on both sides.
+loss's extra memory. Weights, their gradient and that of the hidden states are apart on both sides. ``--deterministic``
+asks PyTorch for algorithms that give the same bits each time, as training does.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import argparse
 from collections.abc import Callable, Iterator
 
 import torch
-from measuring import ROUNDS, Figure, Goal, at_most, extra_bytes, medians
+from measuring import ROUNDS, Figure, Goal, at_most, extra_bytes, medians, resident_rise
 from torch import Tensor, nn
 
 from kd_runtime.losses.head import SparseKDHead
@@ -36,6 +38,7 @@ def dense_kd(hidden: Tensor, weight: nn.Parameter, labels: Tensor, ids: Tensor, 
 def variants(args: argparse.Namespace, vocab: int) -> tuple[dict[str, Callable[[], None]], int]:
     """A forward and backward pass by name, and the bytes of the gradients that every one of them makes."""
     torch.manual_seed(0)
+    torch.set_default_device(args.device)
     dtype = getattr(torch, args.dtype)
     hidden = torch.randn(args.positions, args.hidden).to(dtype).requires_grad_()
     weight = nn.Parameter((torch.randn(vocab, args.hidden) * 0.05).to(dtype))
@@ -50,6 +53,8 @@ def variants(args: argparse.Namespace, vocab: int) -> tuple[dict[str, Callable[[
         def run() -> None:
             hidden.grad = weight.grad = None
             loss().backward()  # type: ignore[no-untyped-call]
+            if args.device == "cuda":
+                torch.cuda.synchronize()
             hidden.grad = weight.grad = None
 
         return run
@@ -71,12 +76,16 @@ def variants(args: argparse.Namespace, vocab: int) -> tuple[dict[str, Callable[[
 
 def figures(args: argparse.Namespace) -> Iterator[Figure | Goal]:
     """Seconds and extra memory of each variant, and the goals."""
+    torch.use_deterministic_algorithms(args.deterministic)
+    torch.utils.deterministic.fill_uninitialized_memory = False
     for vocab in (int(text) for text in args.vocabs.split(",")):
         steps, gradients = variants(args, vocab)
         seconds = medians(steps, args.rounds)
-        extra = {name: risen - gradients for name, risen in extra_bytes(steps, args.rounds).items()}
+        rise = card_rise if args.device == "cuda" else resident_rise
+        extra = {name: risen - gradients for name, risen in extra_bytes(steps, args.rounds, rise).items()}
         where = f"V={vocab:,}, {args.dtype}"
-        table = f"Loss, {where}, H={args.hidden}, {args.positions:,} positions, {torch.get_num_threads()} threads"
+        on = torch.cuda.get_device_name() if args.device == "cuda" else f"{torch.get_num_threads()} threads"
+        table = f"Loss, {where}, H={args.hidden}, {args.positions:,} positions, {on}"
         for name in steps:
             values = {
                 "s": seconds[name],
@@ -90,6 +99,15 @@ def figures(args: argparse.Namespace) -> Iterator[Figure | Goal]:
         yield at_most(f"extra memory of the loss over a dense one's, {where}", extra[name] / extra["dense KD"], 0.1)
 
 
+def card_rise(step: Callable[[], object]) -> int:
+    """How far the card's memory in use rises above what it was while a step runs, bytes."""
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    step()
+    return torch.cuda.max_memory_allocated() - before
+
+
 def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
     """Options; those of `make bench` by default."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -98,8 +116,11 @@ def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--vocabs", default="49152,151936")
     parser.add_argument("--divergences", default=",".join(DIVERGENCES))
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--deterministic", action="store_true")
     return parser.parse_args(arguments)
 
 
 if __name__ == "__main__":
-    print(*figures(parsed()), sep="\n")
+    for found in figures(parsed()):
+        print(found, flush=True)

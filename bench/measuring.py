@@ -81,17 +81,8 @@ def medians(steps: Mapping[str, Callable[[], object]], rounds: int = ROUNDS) -> 
     return {name: statistics.median(values) for name, values in times.items()}
 
 
-def extra_bytes(steps: Mapping[str, Callable[[], object]], rounds: int = ROUNDS) -> dict[str, float]:
-    """Median of how far the process's resident memory rises above what it was, while a step runs, over interleaved
-    rounds. Linux alone."""
-    rises: dict[str, list[int]] = {name: [] for name in steps}
-    for _ in range(rounds):
-        for name, step in steps.items():
-            rises[name].append(_rise(step))
-    return {name: statistics.median(values) for name, values in rises.items()}
-
-
-def _rise(step: Callable[[], object]) -> int:
+def resident_rise(step: Callable[[], object]) -> int:
+    """How far the process's resident memory rises above what it was while a step runs, bytes. Linux alone."""
     gc.collect()
     before = _status("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
@@ -102,3 +93,16 @@ def _rise(step: Callable[[], object]) -> int:
 def _status(name: str) -> int:
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name + ":"))
+
+
+def extra_bytes(
+    steps: Mapping[str, Callable[[], object]],
+    rounds: int = ROUNDS,
+    rise: Callable[[Callable[[], object]], int] = resident_rise,
+) -> dict[str, float]:
+    """Median of how far memory rises above what it was, while a step runs, over interleaved rounds."""
+    rises: dict[str, list[int]] = {name: [] for name in steps}
+    for _ in range(rounds):
+        for name, step in steps.items():
+            rises[name].append(rise(step))
+    return {name: statistics.median(values) for name, values in rises.items()}

@@ -26,6 +26,7 @@ from kd_runtime.losses.divergences import FIRST_ORDER, Parameters
 from kd_runtime.losses.divergences import divergence as divergence_named
 from kd_runtime.losses.rows import RowPass
 from kd_runtime.losses.triton_rows import row_pass_for
+from kd_runtime.planning.memory import chunk_positions
 
 
 @dataclass(frozen=True)
@@ -124,15 +125,18 @@ class SparseKDHead(nn.Module):
         targets = self._targets(label_ids, heads, kd_mask, ce_mask, kd_weight, ce_weight, draws)
         if self.logit_scale != 1:
             hidden = hidden * self.logit_scale
-        settings = self._sized(hidden.device)
+        settings = self._sized(hidden)
         arguments = (hidden, self.weight, self.bias, targets, settings, torch.is_grad_enabled())
         loss, values = _SparseKD.apply(*arguments)  # type: ignore[no-untyped-call]
         return loss, _sums(values, kd_mask, ce_mask, per_position)
 
-    def _sized(self, device: torch.device) -> Settings:
-        """Chunk and pass for the device: on a CPU few rows at a time keep the passes over them in its cache."""
-        chunk = self.chunk_positions or (256 if device.type == "cpu" else 1024)
-        return replace(self.settings, chunk_positions=chunk, row_pass=self.row_pass or row_pass_for(device))
+    def _sized(self, hidden: Tensor) -> Settings:
+        """Chunk and pass for the device of ``hidden``."""
+        row_pass = self.row_pass or row_pass_for(hidden.device)
+        width = row_pass.buffer_dtype(hidden.dtype).itemsize
+        on_cpu = hidden.device.type == "cpu"
+        chunk = self.chunk_positions or chunk_positions(self.settings.vocab, None if on_cpu else width)
+        return replace(self.settings, chunk_positions=chunk, row_pass=row_pass)
 
     def _targets(
         self,
@@ -250,7 +254,9 @@ def _refuse_foreign_ids(label_ids: Tensor, top_ids: Tensor, vocab: int) -> None:
 
 
 def _per_position(weight: float | Tensor, mask: Tensor, dtype: torch.dtype) -> Tensor:
-    return torch.where(mask, torch.as_tensor(weight, dtype=dtype, device=mask.device), 0).to(dtype)
+    if isinstance(weight, Tensor):
+        return torch.where(mask, weight.to(dtype), 0)
+    return torch.zeros(len(mask), dtype=dtype, device=mask.device).masked_fill_(mask, weight)
 
 
 def _sums(values: Tensor, kd_mask: Tensor, ce_mask: Tensor, per_position: bool) -> LossSums:

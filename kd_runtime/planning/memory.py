@@ -25,8 +25,11 @@ are adapted."""
 AUTO_TOKENS = {False: 1024, True: 16_384}
 """Tokens of a forward pass that `microBatchSize: Auto` takes: on CPUs larger ones are no faster and need more memory; on
 accelerators it starts there, and is halved as long as the train step does not fit."""
-CHUNK_POSITIONS = {False: 256, True: 1024}
-"""Positions whose logits exist at once."""
+CPU_CHUNK = 256
+"""Positions whose logits exist at once on a CPU: few rows at a time keep the loss's passes over them in its cache."""
+CARD_CHUNK_BYTES = 512 << 20
+"""Of logits that exist at once on an accelerator. What lies between the loss's products costs as many launches for a chunk of 256
+positions as for one of 8,192, about 4 ms of the host beside an H100: with chunks of this size the card, not the host, is waited for."""
 BUCKET_ELEMENTS = 50_000_000
 """Gradients that DeepSpeed reduces together at ZeRO 1 to 3."""
 
@@ -60,6 +63,13 @@ class TrainMemory:
         return self.allocated + self.libraries
 
 
+def chunk_positions(vocabulary: int, card_width: int | None) -> int:
+    """Positions whose logits the loss holds at once, a multiple of 256; ``card_width``: bytes of a logit on an accelerator."""
+    if card_width is None:
+        return CPU_CHUNK
+    return max(1, CARD_CHUNK_BYTES // (256 * vocabulary * card_width)) * 256
+
+
 def train_memory(header: ModelHeader, train: Train, *, ranks: int, on_gpu: bool) -> TrainMemory:
     """Memory of one of ``ranks``.
 
@@ -70,8 +80,8 @@ def train_memory(header: ModelHeader, train: Train, *, ranks: int, on_gpu: bool)
     - optimizer: 8 T of moments without sharding; else (4 + 8) T / W.
     - reduction: at ZeRO 1 to 3 one bucket, at ZeRO 3 two; else T w once activations are gone, so what exceeds those.
     - activations of a token: see `_activations`; gaps with LoRA: see `_gaps`.
-    - loss: 4 bytes a logit of one chunk; 4 H V of the head's gradient, unless the head is frozen; in bf16 a copy of either in w,
-      for the products with the head, and as the gradient that is handed on.
+    - loss: 4 bytes a logit of one chunk (w on an accelerator); 4 H V of the head's gradient, unless the head is frozen; in bf16 a
+      copy of either in w (of the logits on a CPU alone), for the products with the head, and as the gradient that is handed on.
     """
     width = 4 if train.precision is Precision.fp32 else 2
     stage = train.deepspeed.zero_stage if train.precision is Precision.fp32 else max(train.deepspeed.zero_stage, 1)
@@ -82,8 +92,10 @@ def train_memory(header: ModelHeader, train: Train, *, ranks: int, on_gpu: bool)
     tokens = _tokens(train, on_gpu)
     layer = _lora_layer(header, width, train.lora) if train.lora else _layer(header, width)
     activations = tokens * _activations(header, width, layer, checkpointed=train.gradient_checkpointing)
-    logits = CHUNK_POSITIONS[on_gpu] * header.vocabulary + (0 if train.lora else header.head_parameters)
-    loss = logits * (4 if width == 4 else 4 + width)
+    chunk = chunk_positions(header.vocabulary, width if on_gpu else None) * header.vocabulary
+    head = 0 if train.lora else header.head_parameters
+    both = 4 if width == 4 else 4 + width
+    loss = chunk * (width if on_gpu else both) + head * both
     gaps = _gaps(header, train.lora) if train.lora and not on_gpu else 0
     return TrainMemory(
         weights=header.parameters * width // (ranks if stage == 3 else 1),

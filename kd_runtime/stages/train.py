@@ -25,6 +25,7 @@ from kd_runtime.planning.plan import StageType
 from kd_runtime.planning.tokenizers import vocabulary_size
 from kd_runtime.stages.context import StageContext, StageOutcome
 from kd_runtime.training import checkpoints
+from kd_runtime.training.faults import INEXACT
 from kd_runtime.training.gang import Gang, GangError, Placement
 from kd_runtime.training.reshaping import universal
 from kd_runtime.training.selection import RowFacts, Selection, select
@@ -51,7 +52,7 @@ def run(ctx: StageContext) -> StageOutcome:
         task = _going_on(ctx, task, placement, *resumed)
     elif _rehearses(ctx):
         task = _rehearsed(ctx, task, placement)
-    _gang(ctx, task, placement, ctx.work / "train").run()
+    task = _run(ctx, task, placement)
     if not placement.leads:
         return StageOutcome(None, message="rank 0's node commits")
     outcome = _commit(ctx, inputs, task, time.monotonic() - started)
@@ -199,13 +200,29 @@ def _rehearsed(ctx: StageContext, task: RankTask, placement: Placement) -> RankT
         _say(ctx, f"the train step, at {_said(task.micro_batch)} a forward pass")
         try:
             rehearsal = task.model_copy(update={"rehearsal": True, "out": ctx.work / "rehearsal"})
-            _gang(ctx, rehearsal, placement, ctx.work / "rehearsal", drains=False).run()
-            return task
+            ran = _run(ctx, rehearsal, placement, drains=False)
+            return task.model_copy(update={"exact": ran.exact})
         except GangError as error:
             smaller = _halved(task.micro_batch)
             if error.exit_class is not ExitClass.AcceleratorOutOfMemory or smaller is None:
                 raise
             task = task.model_copy(update={"micro_batch": smaller})
+
+
+def _run(ctx: StageContext, task: RankTask, placement: Placement, *, drains: bool = True) -> RankTask:
+    """Run a gang in the task's folder; the task as it was run.
+
+    Where the model has an operation without a form that gives the same bits each time, it is run again without asking for it.
+    """
+    try:
+        _gang(ctx, task, placement, drains=drains).run()
+    except GangError as error:
+        if not task.exact or INEXACT not in str(error):
+            raise
+        _say(ctx, f"{error}; going on without: should it be interrupted, it ends in other bits than undisturbed")
+        task = task.model_copy(update={"exact": False})
+        _gang(ctx, task, placement, drains=drains).run()
+    return task
 
 
 def _halved(bound: MicroBatchBound) -> MicroBatchBound | None:
@@ -219,13 +236,13 @@ def _said(bound: MicroBatchBound) -> str:
     return f"{bound.rows} rows" if bound.rows is not None else f"{bound.tokens} tokens"
 
 
-def _gang(ctx: StageContext, task: RankTask, placement: Placement, out: Path, *, drains: bool = True) -> Gang:
-    out.mkdir(parents=True, exist_ok=True)
-    path = out / "task.json"
+def _gang(ctx: StageContext, task: RankTask, placement: Placement, *, drains: bool) -> Gang:
+    task.out.mkdir(parents=True, exist_ok=True)
+    path = task.out / "task.json"
     task.write(path)
     return Gang(
         task=path,
-        out=out,
+        out=task.out,
         placement=placement,
         threads=task.threads,
         stall_seconds=ctx.settings.stall_timeout_seconds,
@@ -270,6 +287,7 @@ def _facts(task: RankTask, timing: dict[str, Any]) -> dict[str, Any]:
         "microBatch": task.micro_batch.model_dump(exclude_none=True),
         "worldSize": timing["world"],
         "threads": task.threads,
+        "exact": task.exact,
     }
 
 

@@ -171,7 +171,7 @@ def _padded(examples: Sequence[Example], lengths: Sequence[int]) -> tuple[Tensor
     ids = torch.zeros(len(examples), width, dtype=torch.int64)
     for line, example in zip(ids, examples, strict=True):
         line[: len(example.input_ids)] = torch.from_numpy(example.input_ids)
-    positions = torch.arange(width).expand(len(examples), width)
+    positions = torch.arange(width).repeat(len(examples), 1)  # memory of its own: pinning refuses a view
     mask = positions < torch.tensor(lengths)[:, None]
     return ids, positions, None if bool(mask.all()) else mask, np.arange(len(examples)) * width
 

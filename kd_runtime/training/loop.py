@@ -99,8 +99,8 @@ class Trainer:
         """
         clock = _Clock(self.seconds)
         batch, prepared = self.prefetcher.get(number)
+        totals = self._totals(prepared, wishes)  # counted in the host's memory: a card would have to be waited for
         micro_batches = [each.to(self.place.device) for each in prepared]
-        totals = self._totals(micro_batches, wishes)
         self._seed(number)
         clock.lap("data")
         now = self.moment(number)
@@ -156,8 +156,11 @@ class Trainer:
     def _accumulate(
         self, micro_batches: Sequence[MicroBatch], totals: StepTotals, alpha: float, clock: _Clock
     ) -> torch.Tensor:
-        """Forward and backward of all micro-batches; the sums that the log needs."""
-        world, sums = self.place.world, torch.zeros(len(SUMS), dtype=torch.float64)
+        """Forward and backward of all micro-batches; the sums that the log needs, where they were computed.
+
+        Nothing here waits for a card: it is told of the next micro-batch while it works on this one.
+        """
+        world, sums = self.place.world, torch.zeros(len(SUMS), dtype=torch.float64, device=self.place.device)
         kd_weight = world * alpha / totals.kd_weight if totals.kd_weight else 0.0
         ce_weight = world * (1 - alpha) / totals.ce if totals.ce else 0.0
         for index, batch in enumerate(micro_batches):
@@ -166,7 +169,7 @@ class Trainer:
             clock.lap("forward")
             self.engine.backward(loss, scale_wrt_gas=False)
             clock.lap("backward")
-            sums += part.cpu()
+            sums += part
         return sums
 
     def _update(self, rate: float) -> float:
@@ -239,7 +242,7 @@ def _scheduled(objective: Objective, now: Moment) -> dict[str, float]:
 
 @dataclass
 class _Clock:
-    """Adds up where a step's time goes."""
+    """Adds up where a step's time goes: the host's, so that what a card still works on counts where it is waited for."""
 
     seconds: dict[str, float]
     last: float = field(default_factory=time.perf_counter)

@@ -1,4 +1,4 @@
-"""How much memory this process holds and has held, as the kernel counts it."""
+"""How much memory this process holds and has held: of the host as the kernel counts it, of a card as torch does."""
 
 from __future__ import annotations
 
@@ -18,6 +18,13 @@ def peak_bytes() -> int:
     Not `getrusage`'s: that keeps the parent's peak over the exec.
     """
     return _field("VmHWM")
+
+
+def accelerator_peak_bytes() -> int:
+    """The most that torch's allocator ever took of the card, what lay unused between tensors included; 0 without one."""
+    import torch
+
+    return int(torch.cuda.max_memory_reserved()) if torch.cuda.is_available() else 0
 
 
 def _field(name: str) -> int:

@@ -17,7 +17,7 @@ from typing import Any
 from kd_runtime.api.failures import DrainedError, ExitClass, KDError, classify
 from kd_runtime.api.result import StageResult
 from kd_runtime.telemetry.processes import die_with_parent
-from kd_runtime.training.memory import peak_bytes, resident_bytes
+from kd_runtime.training.memory import accelerator_peak_bytes, peak_bytes, resident_bytes
 from kd_runtime.training.signs import Signs
 from kd_runtime.training.task import RankTask
 
@@ -67,7 +67,8 @@ def _environment(task: RankTask) -> None:
         if os.environ["MASTER_ADDR"] in ("127.0.0.1", "localhost"):
             os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     torch.set_num_threads(task.threads)
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    # Asked to warn only, attention's backward pass would take the algorithm that adds up in any order.
+    torch.use_deterministic_algorithms(True, warn_only=not (task.exact and torch.cuda.is_available()))
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
@@ -90,7 +91,7 @@ class Rank:
     tokens: int = 0
     started: float = field(default_factory=time.perf_counter)
     memory: dict[str, int] = field(default_factory=dict)
-    """Bytes: resident before the student is loaded, then the peak at the end of each phase."""
+    """Bytes: resident before the student is loaded, then the peak at the end of each phase; a card's after training."""
 
     def run(self) -> None:
         """Raises DrainedError after a checkpoint that SIGTERM asked for."""
@@ -112,7 +113,7 @@ class Rank:
         if drained:
             raise DrainedError(f"drained after step {self.log[-1]['step']} of {trainer.order.steps}, at a checkpoint")
         trained = time.perf_counter()
-        self.memory["trained"] = peak_bytes()
+        self.memory |= {"trained": peak_bytes(), "accelerator": accelerator_peak_bytes()}
         self.signs.give("saving the student", step=trainer.order.steps, steps=trainer.order.steps)
         self._export(trainer)
         self.memory["saved"] = peak_bytes()

@@ -59,6 +59,9 @@ class RankTask(BaseModel):
     """``resume`` is in DeepSpeed's universal form, which any number of ranks loads."""
     rehearsal: bool = False
     """Take one step on the longest micro-batch, write nothing, end."""
+    exact: bool = True
+    """On an accelerator: only operations that give the same bits each time, so that an interrupted run ends in those of an
+    undisturbed one. On CPUs they do without being asked."""
     threads: int = 1
 
     def write(self, path: Path) -> None:

@@ -130,7 +130,7 @@ def test_the_loss_on_a_gpu_is_the_reference(divergence: str, dtype: torch.dtype)
     hidden = wide.hidden.detach().to(CUDA, dtype).requires_grad_()
     weight = nn.Parameter(wide.weight.detach().to(CUDA, dtype))
     loss_head = head.SparseKDHead(weight, vocab=wide.vocab, divergence=divergence, parameters=wide.parameters)
-    assert isinstance(loss_head._sized(hidden.device).row_pass, TritonPass)
+    assert isinstance(loss_head._sized(hidden).row_pass, TritonPass)
     targets = (wide.labels, wide.top_ids, *wide.targets(), wide.kd_mask, wide.ce_mask)
     on_gpu = [each.to(CUDA) for each in targets]
     loss, _ = loss_head(hidden, *on_gpu, kd_weight=wide.kd_weight, ce_weight=wide.ce_weight)

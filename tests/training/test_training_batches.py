@@ -79,6 +79,15 @@ def test_padding_is_masked():
     assert batch.attention_mask.tolist() == [[True, True, True], [True, True, False]]
 
 
+@pytest.mark.parametrize("packing", [True, False])
+def test_every_tensor_has_memory_of_its_own_and_can_be_pinned(packing):
+    """An H100's host refused a view of positions, and with it all training without packing."""
+    batch = collate([example(3, entries=4), example(2)], packing=packing, head_entries=4)
+    tensors = {name: value for name, value in vars(batch).items() if isinstance(value, torch.Tensor)}
+    assert "position_ids" in tensors
+    assert {name for name, value in tensors.items() if not value.is_contiguous()} == set()
+
+
 def test_rows_without_logits_count_for_cross_entropy_alone():
     batch = collate([example(3, entries=4), example(3)], packing=True, head_entries=4)
     assert batch.kd_mask.tolist() == [True, True, False, False]

@@ -12,12 +12,9 @@ from typing import Any
 
 import psutil
 import pytest
-from training.tiny_runs import KEY, Made, TinyRun, make, settings
+from training.tiny_runs import Made, TinyRun, gang_that, gone_on, make, newest, settings
 
 from kd_runtime.api.failures import ExitClass
-from kd_runtime.artifacts.store import open_store
-from kd_runtime.training import checkpoints
-from kd_runtime.training.checkpoints import Checkpoint
 from kd_runtime.training.gang import Gang, GangError
 from kd_runtime.training.signs import Sign
 
@@ -42,31 +39,6 @@ def prepared(made: Made, tiny_models: Path, tmp_path_factory: pytest.TempPathFac
         return TinyRun(made, tiny_models / "student", folder, settings(**options), ranks)
 
     return run
-
-
-def gang_that(run: TinyRun, act: Callable[[Gang, Sign], None], **options: Any) -> Gang:
-    """A gang whose signs ``act`` answers."""
-    gang = run.gang(run.task(), **options)
-
-    def heard(sign: Sign) -> None:
-        run.signs.append(sign)
-        act(gang, sign)
-
-    gang.heard = heard
-    return gang
-
-
-def newest(run: TinyRun) -> tuple[Checkpoint, Path]:
-    said: list[str] = []
-    found = checkpoints.newest(open_store(run.store), KEY, lambda _: None, run.folder / "resume", said.append)
-    assert found is not None, said
-    return found
-
-
-def gone_on(run: TinyRun) -> TinyRun:
-    """The same run from its newest checkpoint."""
-    checkpoint, folder = newest(run)
-    return run.run(resume=folder, resume_step=checkpoint.step)
 
 
 def no_rank_lives(run: TinyRun) -> bool:

@@ -116,11 +116,17 @@ def test_no_row_left_is_an_error_that_says_why():
         chosen(facts(truncated=[True] * 4))
 
 
+MEMORY = ExitClass.AcceleratorOutOfMemory
+
+
 @pytest.mark.parametrize(
     ("error", "kind"),
     [
         (RuntimeError("[../gloo/pair.cc:1] Connection closed by peer [127.0.0.1]:1"), ExitClass.PeerLost),
         (RuntimeError("NCCL error in: x, unhandled system error"), ExitClass.Transient),
+        (RuntimeError("NCCL error in: x\nLast error:\nFailed to CUDA calloc async 608 bytes"), MEMORY),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), MEMORY),
+        (RuntimeError("kthvalue CUDA does not have a deterministic implementation, but"), ExitClass.BadSettings),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), ExitClass.HostOutOfMemory),
         (MemoryError(), ExitClass.HostOutOfMemory),
         (RuntimeError("shape mismatch"), ExitClass.Bug),

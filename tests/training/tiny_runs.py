@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,8 @@ from kd_runtime.planning.tokenizers import tokenizer_digest, vocabulary_size
 from kd_runtime.teachers.distributions import beyond_head, uniforms_of_row
 from kd_runtime.teachers.transformers_engine import head_mask
 from kd_runtime.telemetry.processes import free_port
+from kd_runtime.training import checkpoints
+from kd_runtime.training.checkpoints import Checkpoint
 from kd_runtime.training.gang import Gang, Placement
 from kd_runtime.training.selection import RowFacts, Selection, select
 from kd_runtime.training.signs import Sign
@@ -239,12 +241,22 @@ class TinyRun:
     @property
     def first_step(self) -> int:
         """The first step that the last process took itself, by the tokens that it counted: signs may be missed."""
-        left = int(json.loads((self.folder / "out" / "timing.json").read_text())["tokens"])
+        left = int(self.timing["tokens"])
         for record in reversed(self.records):
             left -= record["tokens"]
             if left <= 0:
                 return int(record["step"])
         raise AssertionError(f"{left} tokens more than the log has")
+
+    @property
+    def timing(self) -> dict[str, Any]:
+        """What rank 0 counted."""
+        return json.loads((self.folder / "out" / "timing.json").read_text())
+
+    @property
+    def accelerator_bytes(self) -> int:
+        """What rank 0 took of a card; 0 where it trained on a CPU."""
+        return int(self.timing["memory"]["accelerator"])
 
     @property
     def weights(self) -> Path:
@@ -260,3 +272,29 @@ class TinyRun:
     def objects(self) -> list[str]:
         """Names in the store."""
         return [info.name for info in open_store(self.store).list("")]
+
+
+def gang_that(run: TinyRun, act: Callable[[Gang, Sign], None], **options: Any) -> Gang:
+    """A gang whose signs ``act`` answers."""
+    gang = run.gang(run.task(), **options)
+
+    def heard(sign: Sign) -> None:
+        run.signs.append(sign)
+        act(gang, sign)
+
+    gang.heard = heard
+    return gang
+
+
+def newest(run: TinyRun) -> tuple[Checkpoint, Path]:
+    """The newest checkpoint in the run's store, and a folder with its files."""
+    said: list[str] = []
+    found = checkpoints.newest(open_store(run.store), KEY, lambda _: None, run.folder / "resume", said.append)
+    assert found is not None, said
+    return found
+
+
+def gone_on(run: TinyRun) -> TinyRun:
+    """The same run from its newest checkpoint."""
+    checkpoint, folder = newest(run)
+    return run.run(resume=folder, resume_step=checkpoint.step)
