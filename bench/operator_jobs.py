@@ -542,7 +542,7 @@ async def _rest(bench: Bench, args: argparse.Namespace, audit: Path) -> list[Fig
     _, offset = audited(audit, 0)
     await bench.idle(args.idle)
     made = bench.look()
-    _, offset = audited(audit, offset)
+    offset = await _still(audit, offset)
     begun = bench.look()
     await asyncio.sleep(args.rest_seconds)
     now = bench.look()
@@ -580,6 +580,16 @@ async def _rest(bench: Bench, args: argparse.Namespace, audit: Path) -> list[Fig
         at_most(f"operator's memory, MB, with {now.resting} jobs at rest", now.rss["operator"], now.allowed()),
         at_most(f"writes in {seconds:.0f} s for {now.resting} jobs at rest", float(writes), 0),
     ]
+
+
+async def _still(audit: Path, offset: int) -> int:
+    """Wait until the operator has written nothing for three seconds: what was just made is looked at once more."""
+    for _ in range(40):
+        await asyncio.sleep(3)
+        requests, offset = audited(audit, offset)
+        if not any(request.counted for request in of_operator(requests)):
+            return offset
+    raise RuntimeError("jobs at rest are written of all the time")
 
 
 async def _operator(api: Api, server: Server, port: int) -> asyncio.subprocess.Process:
