@@ -216,13 +216,12 @@ def _run(ctx: StageContext, task: RankTask, placement: Placement, *, drains: boo
     """
     try:
         _gang(ctx, task, placement, drains=drains).run()
+        return task
     except GangError as error:
         if not task.exact or INEXACT not in str(error):
             raise
         _say(ctx, f"{error}; going on without: should it be interrupted, it ends in other bits than undisturbed")
-        task = task.model_copy(update={"exact": False})
-        _gang(ctx, task, placement, drains=drains).run()
-    return task
+        return _run(ctx, task.model_copy(update={"exact": False}), placement, drains=drains)
 
 
 def _halved(bound: MicroBatchBound) -> MicroBatchBound | None:

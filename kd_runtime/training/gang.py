@@ -108,6 +108,7 @@ class Gang:
                 "KD_RESULT_FILE": str(self._result_path(rank)),
             }
             command = [sys.executable, "-m", "kd_runtime.training.rank", str(self.task)]
+            self._result_path(rank).unlink(missing_ok=True)  # of a gang that ran here before: this one may leave none
             self._ranks[rank] = spawn(command, env=env, log=self.out / f"rank-{rank}.log")
 
     def _watch(self) -> None:

@@ -9,12 +9,11 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from training.tiny_runs import Made, TinyRun, gang_that, gone_on, make, settings
+from training.tiny_runs import Made, TinyRun, gang_that, gone_on, kill_all, make, settings
 
 from kd_runtime.api.failures import ExitClass
 from kd_runtime.models.loading import load_causal_lm
-from kd_runtime.training.gang import Gang, GangError
-from kd_runtime.training.signs import Sign
+from kd_runtime.training.gang import GangError
 
 pytestmark = [
     pytest.mark.runtime,
@@ -88,14 +87,8 @@ def test_a_killed_run_goes_on_to_the_same_bits(prepared: Runs, changes: Any) -> 
     changes = {**changes, "maxSteps": 60, "checkpoint": {"everySteps": 2}}
     undisturbed = prepared(**changes).run()
     killed = prepared(**changes)
-
-    def kill(gang: Gang, sign: Sign) -> None:
-        if sign.phase == "training" and sign.step >= 7:
-            for process in gang._ranks.values():
-                process.kill()
-
     with pytest.raises(GangError):
-        gang_that(killed, kill).run()
+        gang_that(killed, kill_all).run()
     gone_on(killed)
     assert killed.records == undisturbed.records
     assert killed.sha256 == undisturbed.sha256

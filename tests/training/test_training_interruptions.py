@@ -12,9 +12,10 @@ from typing import Any
 
 import psutil
 import pytest
-from training.tiny_runs import Made, TinyRun, gang_that, gone_on, make, newest, settings
+from training.tiny_runs import Made, TinyRun, gang_that, gone_on, kill_all, make, newest, settings
 
 from kd_runtime.api.failures import ExitClass
+from kd_runtime.api.result import StageResult
 from kd_runtime.training.gang import Gang, GangError
 from kd_runtime.training.signs import Sign
 
@@ -61,20 +62,22 @@ def test_a_killed_run_goes_on_to_the_same_bits(prepared: Runs, ranks: int, stage
     changes = {"epochs": 40, **changes}  # 120 steps: far more than pass between two looks of the parent
     undisturbed = prepared(ranks, stage, **changes).run()
     killed = prepared(ranks, stage, **changes)
-
-    def kill(gang: Gang, sign: Sign) -> None:
-        if sign.phase == "training" and sign.step >= 7:
-            for process in gang._ranks.values():
-                process.kill()
-
     with pytest.raises(GangError) as ended:
-        gang_that(killed, kill).run()
+        gang_that(killed, kill_all).run()
     assert ended.value.exit_class is ExitClass.Transient
     step = newest(killed)[0].step
     assert step >= 6 and step % 2 == 0
     gone_on(killed)
     assert killed.records == undisturbed.records
     assert killed.sha256 == undisturbed.sha256
+
+
+def test_what_a_gang_said_that_ran_there_before_is_not_taken_for_this_ones(prepared: Runs) -> None:
+    run = prepared(1, 0, epochs=40)
+    (run.folder / "out").mkdir()
+    StageResult(exit_class=ExitClass.BadSettings, message="old").write(str(run.folder / "out" / "result-0.json"))
+    with pytest.raises(GangError, match="rank 0 was ended by signal 9 and left no result"):
+        gang_that(run, kill_all).run()
 
 
 def test_sigterm_to_one_rank_drains_all_at_the_same_step(prepared: Runs) -> None:

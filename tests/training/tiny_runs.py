@@ -286,6 +286,13 @@ def gang_that(run: TinyRun, act: Callable[[Gang, Sign], None], **options: Any) -
     return gang
 
 
+def kill_all(gang: Gang, sign: Sign) -> None:
+    """Kill every rank once the seventh step is done."""
+    if sign.phase == "training" and sign.step >= 7:
+        for process in gang._ranks.values():
+            process.kill()
+
+
 def newest(run: TinyRun) -> tuple[Checkpoint, Path]:
     """The newest checkpoint in the run's store, and a folder with its files."""
     said: list[str] = []
