@@ -20,6 +20,7 @@ import yaml
 CRDS = Path(__file__).parents[1] / "crds"
 CORPUS = Path(__file__).parent / "api" / "corpus"
 OURS = ("DistillationJob", "ClusterDistillationRuntime")
+CRDS_GONE_SECONDS = 400.0
 CLUSTER_SCOPED = ("ClusterDistillationRuntime", "Namespace", "PriorityClass", "RuntimeClass")
 
 
@@ -61,8 +62,10 @@ def plural_of(kind: str) -> str:
 
 
 @contextmanager
-def api_server(*flags: str) -> Iterator[Server]:
+def api_server(*flags: str, crds: bool = True) -> Iterator[Server]:
     """Start a server of its own with ``kit up`` and ``flags`` (such as --kwok), apply the CRDs, and end it all afterwards.
+
+    Without ``crds`` it is the server that an administrator has before the chart is installed.
 
     Skips the test where KD_TEST_KIT is not set.
     """
@@ -81,7 +84,8 @@ def api_server(*flags: str) -> Iterator[Server]:
             }
             with _client(Path(words["KUBECONFIG"])) as client:
                 ready = Server(client, environment)
-                _apply_crds(ready)
+                if crds:
+                    _apply_crds(ready)
                 yield ready
         finally:
             subprocess.run([kit, "down"], env=environment, capture_output=True, timeout=120)
@@ -104,6 +108,29 @@ def _apply_crds(server: Server) -> None:
         if established.returncode == 0:
             return
         assert time.monotonic() < end, established.stderr
+
+
+def remove_crds(server: Server) -> None:
+    """Delete the CRDs, and with them every object of theirs; returns once they are gone.
+
+    The server deletes them in the background and looks again at what it left lying every five minutes; what holds one
+    is in its conditions.
+    """
+    removed = server.kubectl("delete", "--ignore-not-found", "--wait=false", "-f", str(CRDS))
+    assert removed.returncode == 0, removed.stderr
+    end = time.monotonic() + CRDS_GONE_SECONDS
+    while held := _crds_of_ours(server):
+        assert time.monotonic() < end, f"not deleted within {CRDS_GONE_SECONDS:.0f} s: {held}"
+        time.sleep(0.2)
+
+
+def _crds_of_ours(server: Server) -> dict[str, Any]:
+    answer = server.client.get("/apis/apiextensions.k8s.io/v1/customresourcedefinitions").raise_for_status()
+    return {
+        crd["metadata"]["name"]: crd["status"].get("conditions")
+        for crd in answer.json()["items"]
+        if crd["spec"]["group"] == "kubedistill.io"
+    }
 
 
 @pytest.fixture(scope="module")

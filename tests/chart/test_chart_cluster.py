@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
-from cluster_server import CRDS, Server, api_server
+from cluster_server import CRDS, Server, api_server, remove_crds
 
 pytestmark = pytest.mark.cluster
 
@@ -46,9 +46,7 @@ HelmHere = Callable[..., str]
 @pytest.fixture(scope="module")
 def bare() -> Iterator[Server]:
     """A server without the CRDs: the chart brings them."""
-    with api_server() as ready:
-        removed = ready.kubectl("delete", "-f", str(CRDS), "--wait")
-        assert removed.returncode == 0, removed.stderr
+    with api_server(crds=False) as ready:
         yield ready
 
 
@@ -63,7 +61,7 @@ def helm_here(helm: Any, bare: Server) -> Iterator[HelmHere]:
 
     yield run
     helm("uninstall", "kubedistill", "--namespace", "kd-system", environment=bare.environment)
-    bare.kubectl("delete", "--ignore-not-found", "--wait", "-f", str(CRDS))
+    remove_crds(bare)
 
 
 def install(helm_here: HelmHere, server: Server, *values: str, chart: Path = CHART) -> None:
