@@ -25,6 +25,7 @@ from kd_operator.progress.board import Board
 from kd_operator.queue import WorkQueue
 from kd_operator.settings import Settings
 from kd_operator.specs import Specs
+from kd_operator.triggers import at_work, child_seen
 from kd_operator.worker import Worker
 from operator_nodes import FOREVER, GOOD, Nodes, Pod, living
 from operator_server import CHILDREN, NAMESPACE, Access, Object, Server
@@ -219,7 +220,9 @@ class World:
             if one["kind"] == "DistillationJob":
                 operator.worker.job_changed(key_of(one))
             elif one["kind"] in CHILDREN and "kubedistill.io/job" in one["metadata"].get("labels", {}):
-                operator.worker.child_changed((NAMESPACE, one["metadata"]["labels"]["kubedistill.io/job"]))
+                key = (NAMESPACE, one["metadata"]["labels"]["kubedistill.io/job"])
+                makes_pods = one["kind"] in ("Job", "Deployment") and at_work(child_seen(one))
+                operator.worker.child_changed(key, makes_pods=makes_pods)
             elif one["kind"] == "ClusterDistillationRuntime":
                 operator.worker.runtime_changed()
 

@@ -103,8 +103,13 @@ def _within_limit(
         )
 
 
+def permits(patterns: tuple[str, ...] | None, name: str) -> bool:
+    """Whether a list of `allowed` holds ``name``; one that is left out holds every name."""
+    return patterns is None or any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
 def _named(path: str, value: str, patterns: tuple[str, ...] | None, runtime: str) -> Iterator[FieldError]:
-    if patterns is not None and not any(fnmatchcase(value, pattern) for pattern in patterns):
+    if patterns is not None and not permits(patterns, value):
         yield _refused(path, value, runtime, ", ".join(patterns))
 
 

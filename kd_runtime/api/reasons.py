@@ -68,6 +68,7 @@ class Reason(StrEnum):
     Bug = "Bug"
     AcceleratorOutOfMemory = "AcceleratorOutOfMemory"
     HostOutOfMemory = "HostOutOfMemory"
+    ScratchFull = "ScratchFull"
     StorageUnavailable = "StorageUnavailable"
     Denied = "Denied"
     RetriesExhausted = "RetriesExhausted"
@@ -121,13 +122,15 @@ REMEDIES: dict[Reason, str] = {
     Reason.Bug: "Where the message says poison, correct or take out the rows that it names, and create the job under another "
     "name. Otherwise report it with the message and `kubectl kd report`; the stage's log has the traceback.",
     Reason.AcceleratorOutOfMemory: "Lower microBatchSize, maxLength or maxNumBatchedTokens, or raise zeroStage.",
-    Reason.HostOutOfMemory: "Raise the stage's resources.memory.",
-    Reason.StorageUnavailable: "Look at the object store; annotate kubedistill.io/retry once it answers.",
+    Reason.HostOutOfMemory: "Raise the memory that the message names.",
+    Reason.ScratchFull: "Raise scratch.size of the pods in the runtime's spec.pod, or give their scratch a storage class.",
+    Reason.StorageUnavailable: "Look at the object store. It is tried again by itself; once no try is left, annotate kubedistill.io/retry.",
     Reason.Denied: "Correct the Secret or the rights that the message names.",
     Reason.RetriesExhausted: "Look at lastFailure; annotate kubedistill.io/retry to try once more.",
     Reason.DisruptionsExhausted: "Mend the node that the message names, use others, or raise failurePolicy.disruptionLimit.",
-    Reason.ResultLost: "Look at the node: three pods ended without a result. Annotate kubedistill.io/retry.",
-    Reason.DeadlineExceeded: "Raise the deadline that the message names.",
+    Reason.ResultLost: "Look at the node: pods ended without a result. After three in a row, annotate kubedistill.io/retry.",
+    Reason.DeadlineExceeded: "Annotate kubedistill.io/retry, which starts the deadline anew, or create the job under another name with a "
+    "longer one.",
     Reason.NameConflict: "Delete or rename the object that has the child's name and another owner.",
 }
 """What to do about each reason; docs/api.md lists them."""

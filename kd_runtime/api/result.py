@@ -38,6 +38,8 @@ class StageResult(BaseModel):
     position: str = ""
     """Where it failed, for those who look for what fails at the same place again: `step 12`, `unit 3`."""
     counts: dict[str, int] = Field(default_factory=dict)
+    written: int = 0
+    """Bytes of the artifact that it made, and of what it published."""
     metrics: dict[str, float] = Field(default_factory=dict)
     gates: tuple[GateOutcome, ...] = ()
 

@@ -109,7 +109,7 @@ class JobDefaults(Model):
     retention: Retention | None = None
     """Of `retention`."""
     active_deadline_seconds: Annotated[Seconds | None, Unkeyed] = None
-    """Of `activeDeadlineSeconds`."""
+    """Of `activeDeadlineSeconds`; also the deadline of a job that gives none."""
     pending_deadline_seconds: Annotated[Seconds | None, Unkeyed] = None
     """Of `pendingDeadlineSeconds`."""
 

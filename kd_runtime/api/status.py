@@ -190,6 +190,8 @@ class CheckpointStatus(StatusModel):
     """Where it lies."""
     step: Count = 0
     """Its step."""
+    time: Time | None = None
+    """When it was told of."""
 
 
 class StageTimes(StatusModel):
@@ -242,13 +244,13 @@ class Usage(StatusModel):
     gpu_seconds_by_flavor: Annotated[dict[str, int], Field(max_length=32)] = Field(default_factory=dict)
     """GPU seconds by kind of GPU."""
     wasted_gpu_seconds: Count = 0
-    """GPU seconds whose work was lost."""
+    """GPU seconds of attempts that failed: of training since its last checkpoint, of a teacher that never answered."""
     prompt_tokens: Count = 0
     """Tokens that teachers read."""
     completion_tokens: Count = 0
     """Tokens that teachers wrote."""
     bytes_staged: Count = 0
-    """Bytes written to the store."""
+    """Bytes of the artifacts that its stages made, and of what was published."""
     accounted_time: Time | None = None
     """Until when GPU seconds are counted."""
 

@@ -210,9 +210,16 @@ def _result(outcome: StageOutcome) -> StageResult:
         message=outcome.message,
         manifest_sha256=outcome.manifest.sha256 if outcome.manifest else None,
         counts=outcome.counts,
+        written=_written(outcome),
         metrics=outcome.metrics,
         gates=tuple(outcome.gates),
     )
+
+
+def _written(outcome: StageOutcome) -> int:
+    """Bytes of the artifact's objects, and of the copies that publish made of others."""
+    objects = outcome.manifest.objects if outcome.manifest else ()
+    return sum(ref.size for ref in objects) + outcome.counts.get("bytes", 0)
 
 
 def said_of(error: BaseException) -> tuple[ExitClass, str]:

@@ -252,7 +252,9 @@ def _gang(ctx: StageContext, task: RankTask, placement: Placement, *, drains: bo
 
 
 def _report(ctx: StageContext, sign: Sign) -> None:
-    ctx.reporter.update(sign.step, sign.steps, "steps", tokens=sign.tokens, loss=sign.loss, message=sign.phase)
+    ctx.reporter.update(
+        sign.step, sign.steps, "steps", tokens=sign.tokens, loss=sign.loss, message=sign.phase, checkpoint=sign.saved
+    )
 
 
 def _say(ctx: StageContext, message: str) -> None:

@@ -27,7 +27,8 @@ MESSAGE_CHARACTERS = 256
 
 @dataclass(frozen=True)
 class Progress:
-    """One report. ``unit`` says what is counted (rows, steps, bytes); ``tokens_per_second`` and ``loss`` where they exist."""
+    """One report. ``unit`` says what is counted (rows, steps, bytes); ``tokens_per_second`` and ``loss`` where they exist,
+    ``checkpoint`` where in the store the newest one lies."""
 
     stage: str
     index: int
@@ -38,6 +39,7 @@ class Progress:
     tokens_per_second: float = 0.0
     loss: float | None = None
     message: str = ""
+    checkpoint: str = ""
 
 
 class Reporter:
@@ -68,7 +70,15 @@ class Reporter:
             self._thread.start()
 
     def update(
-        self, completed: int, total: int, unit: str, *, tokens: int = 0, loss: float | None = None, message: str = ""
+        self,
+        completed: int,
+        total: int,
+        unit: str,
+        *,
+        tokens: int = 0,
+        loss: float | None = None,
+        message: str = "",
+        checkpoint: str = "",
     ) -> None:
         """Say how far the stage is. ``tokens`` is the running total of this process; the rate is derived from it."""
         if self._heard:
@@ -76,7 +86,7 @@ class Reporter:
         rate = self._rate(tokens)
         if loss is not None and not math.isfinite(loss):
             loss = None  # JSON has no NaN
-        self._latest = Progress(self.stage, self.index, completed, total, unit, tokens, rate, loss, message)
+        self._latest = Progress(self.stage, self.index, completed, total, unit, tokens, rate, loss, message, checkpoint)
         self._wake.set()
 
     def _rate(self, tokens: int) -> float:

@@ -159,7 +159,11 @@ class Rank:
                 loss=float(outcome.record["loss"]),
             )
 
-        return run_steps(trainer, start, wishes, lambda done, _: saver.save(done, self.log), logged)
+        def save(done: int, _: object) -> None:
+            self.signs.saved = saver.save(done, self.log)
+            self.signs.give("saved a checkpoint", step=done, steps=trainer.order.steps, tokens=self.tokens)
+
+        return run_steps(trainer, start, wishes, save, logged)
 
     def _export(self, trainer: Any) -> None:
         from kd_runtime.training.engine import gathered_state

@@ -41,8 +41,8 @@ class Saver:
         by_time = self.trainer.place.rank == 0 and time.monotonic() - self.last >= settings.every_seconds
         return done % settings.every_steps == 0 or by_time
 
-    def save(self, done: int, log: list[dict[str, Any]]) -> None:
-        """Write a checkpoint after ``done`` steps. StorageError where the store refuses it."""
+    def save(self, done: int, log: list[dict[str, Any]]) -> str:
+        """Write a checkpoint after ``done`` steps; where in the store it lies. StorageError where the store refuses it."""
         trainer, task = self.trainer, self.task
         key, writer = task.work_prefix.strip("/").split("/")[-2:]
         folder, tag = task.out / "checkpoint", f"step-{done}"
@@ -71,6 +71,7 @@ class Saver:
         if os.environ.get("LOCAL_RANK", "0") == "0":
             shutil.rmtree(folder, ignore_errors=True)
         self.last = time.monotonic()
+        return prefix
 
     def _gather(self, mine: list[ObjectRef]) -> list[ObjectRef]:
         """The objects of all ranks, on rank 0."""

@@ -18,6 +18,8 @@ class Sign:
     tokens: int = 0
     """Tokens of this process's gang since it started."""
     loss: float | None = None
+    saved: str = ""
+    """Where this process's newest checkpoint lies in the store; empty before its first."""
 
 
 class Signs:
@@ -26,11 +28,12 @@ class Signs:
     def __init__(self, folder: Path, rank: int):
         self._path = sign_path(folder, rank)
         self._beat = 0
+        self.saved = ""
 
     def give(self, phase: str, *, step: int = 0, steps: int = 0, tokens: int = 0, loss: float | None = None) -> None:
         """Say that there was progress."""
         self._beat += 1
-        sign = Sign(self._beat, phase, step, steps, tokens, loss)
+        sign = Sign(self._beat, phase, step, steps, tokens, loss, self.saved)
         new = self._path.with_suffix(".new")
         new.write_text(json.dumps(asdict(sign)))
         new.replace(self._path)

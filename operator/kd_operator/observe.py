@@ -48,6 +48,9 @@ class Progress(Protocol):
     def stage_progress(self, uid: str) -> dict[str, StageProgress]:
         """By stage: what its pods last posted, put together."""
 
+    def checkpoints(self, uid: str) -> dict[str, str]:
+        """By stage: where its newest checkpoint lies in the store."""
+
     def progress_due(self, uid: str, now: datetime) -> bool:
         """False within 60 s of the last status that was written for progress alone."""
 
@@ -149,6 +152,7 @@ class Observer:
             conflicts=tuple(sorted({*conflicts, *foreign})),
             peers=_others(peers, uid),
             progress=self.progress.stage_progress(uid),
+            checkpoints=self.progress.checkpoints(uid),
             progress_due=self.progress.progress_due(uid, now),
         )
         return observed, raw
@@ -193,7 +197,10 @@ class Observer:
     async def _deployments(self, key: Key, mine: str) -> list[Object]:
         """The job's Deployments, at least as new as what a watch told of. One that was made since can be made only once, and
         what is to be deleted is deleted by its uid."""
-        return await self.cluster.find("Deployment", key[0], labels=mine, at_least=self._told.get(key, 0))
+        found = await self.cluster.find("Deployment", key[0], labels=mine, at_least=self._told.get(key, 0))
+        for deployment in found:  # no later list, maybe of another API server, may be older than this one
+            self.told_of_deployment(key, deployment["metadata"]["resourceVersion"])
+        return found
 
     async def _services(self, namespace: str, uid: str, status: JobStatus) -> frozenset[str]:
         if not needs_services(status):

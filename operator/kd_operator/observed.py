@@ -198,5 +198,7 @@ class Observed:
     """None: they were not read, as nothing is about to be claimed."""
     progress: dict[str, StageProgress] = field(default_factory=dict)
     """By stage: what its pods last posted, put together."""
+    checkpoints: dict[str, str] = field(default_factory=dict)
+    """By stage: where its newest checkpoint lies in the store, `work/<key>/<writer>/step-<n>/`."""
     progress_due: bool = True
     """False within 60 s of the last status that was written for progress alone."""

@@ -102,8 +102,8 @@ class Triggers:
 
     job_changed: Callable[[Key, str], None]
     """Told of the resourceVersion too."""
-    child_changed: Callable[[Key, Haste, str], None]
-    """Told of the resourceVersion of a Deployment too."""
+    child_changed: Callable[[Key, Haste, str, bool], None]
+    """Told of the resourceVersion of a Deployment too, and whether the child makes pods."""
     runtime_changed: Callable[[], None]
     namespaces: tuple[str, ...] = ()
     _told: asyncio.AbstractEventLoop | None = None
@@ -187,7 +187,8 @@ class Triggers:
             self._counted[uid] = hash(seen)
         deployment = isinstance(seen, MainChild) and seen.kind == "Deployment"
         version = str(body.metadata.get("resourceVersion", "")) if deployment else ""
-        self._tell(self.child_changed, (namespace or "", labels[JOB_LABEL]), haste(type, seen), version)
+        key = (namespace or "", labels[JOB_LABEL])
+        self._tell(self.child_changed, key, haste(type, seen), version, type != "DELETED" and at_work(seen))
 
     async def _on_runtime(self, **_: Any) -> None:
         self._tell(self.runtime_changed)
@@ -202,6 +203,11 @@ def child_seen(body: Mapping[str, Any]) -> PodSeen | MainChild:
     """What a look at its job would read of a child. Much of a child's status is of no account to the job."""
     raw, kind = dict(body), body.get("kind", "")
     return pod_seen(raw) if kind == "Pod" else main_child(raw, kind)
+
+
+def at_work(child: PodSeen | MainChild) -> bool:
+    """Whether a child makes pods, or will."""
+    return isinstance(child, MainChild) and not (child.deleting or child.complete or child.failed)
 
 
 def haste(type: str | None, child: PodSeen | MainChild) -> Haste:

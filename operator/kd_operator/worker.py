@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from kd_operator import metrics
 from kd_operator.cluster.client import Cluster
-from kd_operator.cluster.errors import ApiError, Conflict, Denied, NotFound, Refused
+from kd_operator.cluster.errors import ApiError, Conflict, Denied, NotFound, Refused, ServerError
 from kd_operator.cluster.events import Events
 from kd_operator.cluster.failpoints import Failpoint, inert
 from kd_operator.cluster.reading import controller_uid
@@ -123,12 +123,15 @@ class Worker:
             if memory.waits_for_peers and other[0] == key[0] and other != key:
                 self.queue.put(other)
 
-    def child_changed(self, key: Key, haste: Haste = Haste.Soon, deployment: str = "") -> None:
-        """A watch says that a child of a job changed; of a Deployment, to which resourceVersion."""
+    def child_changed(
+        self, key: Key, haste: Haste = Haste.Soon, deployment: str = "", makes_pods: bool = False
+    ) -> None:
+        """A watch says that a child of a job changed; of a Deployment, to which resourceVersion. One that ``makes_pods`` is news
+        of a job that is over, too: the API server may have carried out a request late."""
         if deployment:
             self.observer.told_of_deployment(key, deployment)
         memory = self.memories.get(key)
-        if memory is not None and memory.over:
+        if memory is not None and memory.over and not makes_pods:
             return
         after, looked = self.patience if haste is Haste.CanWait else 0.0, self.looked_at.get(key)
         if haste is not Haste.AtOnce and looked is not None:
@@ -280,7 +283,7 @@ class Worker:
         else:
             self.memories[key] = memory
 
-    async def _act(self, job: Object, before: JobStatus, decision: Decision, memory: Memory) -> Denied | Refused | None:
+    async def _act(self, job: Object, before: JobStatus, decision: Decision, memory: Memory) -> ApiError | None:
         """Carry a decision out, up to the first child that is refused. Returns why it was."""
         if decision.status is not None:
             await self._write_status(job, before, decision.status, memory)
@@ -334,7 +337,7 @@ class Worker:
                 raise
             log.info("%s/%s: %s is another one by now: %s", namespace, deletion.name, deletion.kind, another)
 
-    async def _create(self, job: Object, creation: Create, memory: Memory) -> Denied | Refused | None:
+    async def _create(self, job: Object, creation: Create, memory: Memory) -> ApiError | None:
         """POST a child. ``memory`` keeps whether the name belongs to another owner, or else why it was refused, as returned."""
         await self._confirm(job, creation.claim)
         manifest = creation.manifest
@@ -345,12 +348,16 @@ class Worker:
             self.observer.changes_services(job["metadata"]["uid"])
         try:
             await self._write("create", lambda: self.cluster.create(manifest))
-        except Conflict:
+        except Conflict as taken:
             memory.refused.pop(creation.child, None)
+            if taken.reason != "AlreadyExists":  # somebody else was counted towards the quota at the same moment
+                raise Overtaken(f"{creation.child} was not created: {taken}") from taken
             conflict = await self._foreign(job, manifest)
             memory.conflicts |= {conflict} if conflict else set()
             return None
-        except (Denied, Refused) as refusal:
+        except (Denied, Refused, ServerError) as refusal:
+            if isinstance(refusal, ServerError) and refusal.reason != "InternalError":
+                raise  # an InternalError is mostly a webhook that does not answer
             memory.refused[creation.child] = refusal.steady
             said = f"{creation.child.replace('/', ' ')}: {refusal.status} {refusal.reason}: {refusal.steady}"
             await self.events.post(job, EventNote("Warning", Reason.ChildRefused, said))
@@ -422,6 +429,8 @@ def unclaimed(job: Object, uid: str, claim: Claim) -> str | None:
         return "the job is being deleted"
     if job["spec"].get("suspend"):
         return "the job is suspended"
+    if "completionTime" in status:
+        return "the job has ended"
     if not_reconciled(metadata.get("annotations", {})):
         return "the job is not reconciled, by its annotation"
     attempt = _attempt(status, claim.part)

@@ -9,6 +9,7 @@ from typing import Any
 
 from kd_operator.names import TEACHER_PORT, child_name
 from kd_operator.settings import Settings
+from kd_runtime.api.allowed import permits
 from kd_runtime.api.job import SINGLE_TEACHER, DistillationJob
 from kd_runtime.api.labels import ATTEMPT_LABEL, COMPONENT_LABEL, JOB_LABEL, STAGE_LABEL, UID_LABEL
 from kd_runtime.api.model import GROUP, VERSION
@@ -99,6 +100,14 @@ class ChildContext:
             "blockOwnerDeletion": False,
         }
         return {"name": name, "namespace": self.namespace, "labels": labels, "ownerReferences": [owner]}
+
+    @property
+    def priority_class(self) -> str | None:
+        """The job's priority class, where its runtime allows it: unlike all else that a runtime allows or not, it may be
+        edited after the job was accepted."""
+        named = self.job.spec.scheduling.priority_class_name
+        allowed = self.runtime.spec.allowed.priority_classes
+        return named if named is not None and permits(allowed, named) else None
 
     def pod_settings(self, component: Component) -> PodSettings:
         """What the runtime gives to pods of ``component``."""

@@ -164,7 +164,7 @@ def _placement(ctx: ChildContext, component: Component) -> Manifest:
         "serviceAccountName": ctx.job.spec.artifacts.service_account_name,
         "imagePullSecrets": [{"name": secret.name} for secret in runtime.image_pull_secrets],
         "runtimeClassName": settings.runtime_class_name,
-        "priorityClassName": scheduling.priority_class_name,
+        "priorityClassName": ctx.priority_class,
         "nodeSelector": {**scheduling.node_selector, **settings.node_selector},
         "tolerations": [dict(toleration) for toleration in tolerations],
         "affinity": _plain(settings.affinity) if settings.affinity is not None else None,

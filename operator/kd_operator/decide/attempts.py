@@ -19,8 +19,10 @@ from kd_operator.decide.failures import (
     final_ending,
     freely,
     of_pod,
+    outgrew_scratch,
     pod_class,
     poison,
+    scratch_full,
     verdict,
     was_free,
 )
@@ -32,11 +34,11 @@ from kd_operator.names import PLAN
 from kd_operator.observed import MainChild, PodSeen
 from kd_operator.status.accounting import gpu_seconds
 from kd_operator.status.conditions import Said
-from kd_operator.status.states import State, stamp
+from kd_operator.status.states import State, moment, stamp
 from kd_runtime.api.failures import ExitClass
 from kd_runtime.api.poison import TIMES, poison_sentence
 from kd_runtime.api.reasons import Reason
-from kd_runtime.api.status import Attempts, Failure, Repeated, RunStatus, StageTimes
+from kd_runtime.api.status import Attempts, Failure, Repeated, RunStatus, StageStatus, StageTimes
 
 LOST_LIMIT = 3
 CREATED_LOOK_SECONDS = 5.0
@@ -87,7 +89,7 @@ def advance(d: Draft, part: Part) -> Over | None:
 def _claim(d: Draft, part: Part, run: RunStatus) -> None:
     """Claim the next attempt, once no pod of the part is left; the children come in a later pass."""
     if d.waits_until(run.next_attempt_time):
-        d.facts.trouble = Said(Reason(run.reason or Reason.Backoff), run.message or "")
+        d.facts.trouble = Said(run.reason or Reason.Backoff, run.message or "")
         d.doing(Reason.Backoff, f"{part.name}: the next attempt is at {run.next_attempt_time}")
         return
     left = d.left(part.name)
@@ -140,12 +142,15 @@ def _watch(d: Draft, part: Part, child: MainChild) -> Over | None:
     pods, policy = d.pods_of(child), d.job.spec.failure_policy
     shared = child.component == Component.Workers
     replaced = sum(was_free(pod) for pod in pods) if shared else 0
+    if child.complete:
+        return Over(child.name, tuple(pods), replaced=replaced)
     taken = None if shared else _taken_away(d, part, child, pods)
     final = final_ending(pods, broken=taken is not None)
     if final is not None and (child.failed or _must_be_ended(final, shared)):
         return Over(child.name, tuple(pods), of_pod(final), replaced=replaced)
-    if child.complete:
-        return Over(child.name, tuple(pods), replaced=replaced)
+    outgrown = next((pod for pod in pods if outgrew_scratch(pod)), None)
+    if outgrown is not None:  # their Job would take it for an eviction, and start another free of charge
+        return Over(child.name, tuple(pods), scratch_full(outgrown), replaced=replaced)
     poisoned = poison(pods) if shared else None
     if poisoned is not None:  # their Job would go on asking, up to backoffLimit
         return Over(child.name, tuple(pods), poisoned, len(counted(pods)), replaced)
@@ -168,7 +173,7 @@ def _watch(d: Draft, part: Part, child: MainChild) -> Over | None:
         over = _over_but_held(d, part, child, pods, held)
         if over is not None:
             return replace(over, replaced=replaced)
-    if replaced + (d.status.attempts or Attempts()).disruptions > policy.disruption_limit:
+    if replaced and replaced + (d.status.attempts or Attempts()).disruptions > policy.disruption_limit:
         said = disruption(None, f"{replaced} pods of {child.name} were taken from their nodes")
         return Over(child.name, tuple(pods), said, replaced=replaced)
     if _timed_out(d, part, child):
@@ -214,7 +219,8 @@ def _over_but_held(
         d.delete.extend(Delete("Pod", pod.name, pod.uid) for pod in failed)
         return None
     told = d.facts.trouble = said_of(held)
-    d.events.append(EventNote("Warning", told.reason, f"{part.name}: {told.message}"))
+    if child.attempt == 1:  # the stage's events are bounded; it will be so each time
+        d.events.append(EventNote("Warning", told.reason, f"{part.name}: {told.message}"))
     return over
 
 
@@ -268,7 +274,7 @@ def end_attempt(d: Draft, part: str, verdict: Verdict, *, tries: int = 1, replac
     for child in d.children(part):
         if child.attempt == run.attempt and not ended(child):
             d.remove(child)
-    _count_waste(d, part, run, verdict)
+    count_waste(d, _wasted(d, part, run, verdict))
     again = freely(run.last_failure)
     changes: dict[str, object] = {
         "failures": run.failures + (tries if verdict.kind is Kind.Retry else 0),
@@ -300,8 +306,7 @@ def end_attempt(d: Draft, part: str, verdict: Verdict, *, tries: int = 1, replac
 def _back_off(d: Draft, part: str, run: RunStatus, verdict: Verdict, again: bool) -> None:
     """``again``: the attempt before ended free of charge too."""
     backoff = d.job.spec.failure_policy.backoff
-    reason = verdict.reason if verdict.kind is not Kind.Retry else Reason.Backoff
-    changes: dict[str, object] = {"state": State.Backoff, "reason": reason, "message": verdict.message}
+    changes: dict[str, object] = {"state": State.Backoff, "reason": verdict.reason, "message": verdict.message}
     pauses = run.failures if verdict.kind is Kind.Retry else 0
     if verdict.kind is Kind.Free and again and not verdict.at_once:
         pauses = run.disruptions - 1
@@ -312,7 +317,7 @@ def _back_off(d: Draft, part: str, run: RunStatus, verdict: Verdict, again: bool
     d.set(part, **changes)
     if part != PLAN:
         look_up_again(d)
-    d.facts.trouble = Said(reason, f"{part}: {verdict.message}")
+    d.facts.trouble = Said(verdict.reason, f"{part}: {verdict.message}")
     d.doing(Reason.Backoff, f"{part}: attempt {run.attempt} has ended")
     d.look(0.0)
 
@@ -343,11 +348,17 @@ def sum_attempts(d: Draft) -> None:
     d.update(attempts=attempts)
 
 
-def _count_waste(d: Draft, part: str, run: RunStatus, verdict: Verdict) -> None:
-    """GPU seconds of an attempt whose work is lost; what a drained one did is in its checkpoint."""
-    if verdict.class_name == ExitClass.Drained.name or d.status.usage is None:
-        return
-    used = round(gpu_seconds(d.pods(part, run.attempt), None, d.now))
-    if used:
-        wasted = d.status.usage.wasted_gpu_seconds + used
-        d.update(usage=d.status.usage.model_copy(update={"wasted_gpu_seconds": wasted}))
+def _wasted(d: Draft, part: str, run: RunStatus, verdict: Verdict) -> float:
+    """GPU seconds of an attempt whose work is lost; what a drained one did, or one up to its checkpoint, is kept."""
+    if verdict.class_name == ExitClass.Drained.name:
+        return 0.0
+    saved = run.checkpoint.time if isinstance(run, StageStatus) and run.checkpoint is not None else None
+    return gpu_seconds(d.pods(part, run.attempt), moment(saved) if saved else None, d.now)
+
+
+def count_waste(d: Draft, seconds: float) -> None:
+    """Add GPU seconds to those that were for nothing; of all that were used, no more."""
+    usage = d.status.usage
+    if usage is not None and round(seconds):
+        wasted = min(usage.wasted_gpu_seconds + round(seconds), sum(usage.gpu_seconds_by_flavor.values()))
+        d.update(usage=usage.model_copy(update={"wasted_gpu_seconds": wasted}))

@@ -23,7 +23,7 @@ from kd_operator.status.states import AT_WORK, SETTLED, State, moment, stamp
 from kd_operator.status.transitions import events_between, worth_writing
 from kd_runtime.api.labels import RETRY_ANNOTATION
 from kd_runtime.api.reasons import Reason
-from kd_runtime.api.status import Attempts, RuntimeStatus
+from kd_runtime.api.status import Attempts, CheckpointStatus, RunStatus, RuntimeStatus
 
 HELD_SECONDS = 300.0
 """A teacher is kept for an attempt that comes so soon: loading it again would take longer."""
@@ -91,7 +91,7 @@ def _refused(d: Draft) -> bool:
     if d.status.runtime is not None and d.seen.config and job.spec is None:
         return _unreadable(d, message)
     d.facts.refused = Said(reason, message)
-    if d.status.runtime is not None and d.seen.runtime is None:
+    if _started(d) and d.seen.runtime is None:
         return _failed(d, Reason.RuntimeChanged, f"the job's ConfigMap is gone and so is its runtime: {message}")
     if reason is Reason.RuntimeMissing or (job.spec is None and d.seen.runtime is None):
         d.doing(reason, message)
@@ -99,7 +99,13 @@ def _refused(d: Draft) -> bool:
         return True
     if d.seen.runtime is not None and d.seen.runtime.pinned:
         d.facts.refused = None  # accepted once by the runtime that it keeps; a later version's rules do not end it
-        return job.spec is None and _failed(d, reason, message)
+        if job.spec is None:
+            return _failed(d, reason, message)
+        if d.context.priority_class != job.spec.spec.scheduling.priority_class_name:
+            d.facts.trouble = Said(
+                Reason.NotAllowed, f"pods that are made from now on have no priority class: {message}"
+            )
+        return False
     return _failed(d, reason, message)
 
 
@@ -141,11 +147,18 @@ def _begin(d: Draft) -> None:
     d.look(0.0)
 
 
+def _started(d: Draft) -> bool:
+    """Whether anything of the job was ever claimed: one that has only been suspended so far keeps to no runtime yet."""
+    return any(d.run(part).attempt > 0 for part in d.parts())
+
+
 def _pinned(d: Draft) -> bool:
     """False where the ConfigMap that fixes job and runtime is gone and cannot be made again."""
     runtime, pinned = d.seen.runtime, d.status.runtime
     assert runtime is not None and pinned is not None
-    if not runtime.pinned and runtime.hash != pinned.hash:
+    if not runtime.pinned and runtime.hash != pinned.hash and not _started(d):
+        d.update(runtime=RuntimeStatus(name=runtime.runtime.metadata.name, hash=runtime.hash))
+    elif not runtime.pinned and runtime.hash != pinned.hash:
         d.fail(
             Reason.RuntimeChanged,
             f"the job's ConfigMap is gone and the runtime {pinned.name} has changed since the job began",
@@ -166,15 +179,19 @@ def _run(d: Draft) -> None:
     """The plan, then the first stage that is not settled."""
     stage = current_stage(d.status)
     if stage is not None and stage.state == State.Backoff and d.waits_until(stage.next_attempt_time):
-        d.facts.trouble = Said(Reason(stage.reason or Reason.Backoff), f"{stage.name}: {stage.message}")
+        d.facts.trouble = Said(stage.reason or Reason.Backoff, f"{stage.name}: {stage.message}")
         d.doing(Reason.Backoff, f"{stage.name}: the next attempt is at {stage.next_attempt_time}")
-        if (moment(str(stage.next_attempt_time)) - d.now).total_seconds() > HELD_SECONDS:
+        if _comes_late(d, stage):
             teachers.release(d)
         return
     if stage is not None and waited_for_peer(d, stage):
         d.look(0.0)
     looked_up = d.run(PLAN).state == State.Succeeded
-    if not planned(d) or not (looked_up or _goes_on(d)):
+    if not planned(d):
+        if _plan_comes_late(d):
+            teachers.release(d)
+        return
+    if not (looked_up or _goes_on(d)):
         return
     while (stage := current_stage(d.status)) is not None:
         advance_stage(d, stage)
@@ -182,6 +199,25 @@ def _run(d: Draft) -> None:
             return
     if teachers.release(d):
         ending.complete(d)
+
+
+def _comes_late(d: Draft, run: RunStatus) -> bool:
+    """Whether the next attempt comes so late that no teacher is kept for it."""
+    return run.next_attempt_time is not None and (
+        (moment(run.next_attempt_time) - d.now).total_seconds() > HELD_SECONDS
+    )
+
+
+def _plan_comes_late(d: Draft) -> bool:
+    """The same of the plan's pod, which a stage waits for: in a pause, refused, or not begun for as long."""
+    run = d.run(PLAN)
+    if run.state == State.Backoff:
+        return _comes_late(d, run)
+    child = d.child(PLAN, run.attempt)
+    if child is None:
+        return any(creation.child in d.seen.refused for creation in d.create)
+    begun = any(pod.started is not None for pod in d.pods_of(child))
+    return not begun and not ended(child) and d.past(stamp(child.created), int(HELD_SECONDS))
 
 
 def _goes_on(d: Draft) -> bool:
@@ -195,6 +231,11 @@ def _progress(d: Draft) -> None:
     for name, progress in d.seen.progress.items():
         if d.stage(name).state == State.Running:
             d.set(name, progress=progress)
+    for name, where in d.seen.checkpoints.items():
+        stage, uri = d.stage(name), f"{d.job.spec.artifacts.uri.rstrip('/')}/{where}"
+        if stage.state == State.Running and (stage.checkpoint is None or stage.checkpoint.uri != uri):
+            step = int(where.rstrip("/").rpartition("-")[2])
+            d.set(name, checkpoint=CheckpointStatus(uri=uri, step=step, time=stamp(d.now)))
 
 
 def _stop(d: Draft) -> None:

@@ -14,10 +14,10 @@ from kd_operator.decision import LOOK_AGAIN_SECONDS, Create, Delete, EventNote
 from kd_operator.names import PLAN
 from kd_operator.observed import MainChild, Observed, PodSeen
 from kd_operator.settings import Settings
-from kd_operator.status.conditions import Facts, Said
+from kd_operator.status.conditions import Facts, Said, current_stage
 from kd_operator.status.states import State, moment, stamp
 from kd_runtime.api.job import DistillationJob
-from kd_runtime.api.reasons import Reason
+from kd_runtime.api.reasons import REMEDIES, Reason
 from kd_runtime.api.runtime import ClusterDistillationRuntime
 from kd_runtime.api.status import JobStatus, PlanStatus, RunStatus, StageStatus, TeacherStatus
 
@@ -145,6 +145,14 @@ class Draft:
             return f"pod {pods[0].name}"
         return f"{children[0].kind} {children[0].name}" if children else None
 
+    def concluding(self) -> bool:
+        """Whether all that was to run has done its work, which is only not said yet."""
+        stage = current_stage(self.status)
+        if stage is None:
+            return bool(self.status.stages)
+        child = self.child(stage.name, stage.attempt)
+        return child is not None and child.uid == stage.child_uid and child.complete
+
     # ---- what is to be done --------------------------------------------------------------------------------------------
 
     def look(self, seconds: float) -> None:
@@ -171,8 +179,9 @@ class Draft:
         self.facts.doing = Said(reason, message[:MESSAGE_LENGTH])
 
     def fail(self, reason: Reason, message: str, part: str | None = None, verdict: Verdict | None = None) -> None:
-        """The job has failed: nothing of it may run on."""
-        self.facts.failed = Said(reason, message[:MESSAGE_LENGTH])
+        """The job has failed: nothing of it may run on. What to do about it is said with it."""
+        told = remedy(reason, verdict.reason if verdict else None)
+        self.facts.failed = Said(reason, f"{shortened(message, MESSAGE_LENGTH - len(told) - 2)}. {told}")
         self.update(completion_time=stamp(self.now))
         if part is not None:
             failure = {"last_failure": verdict.failure} if verdict else {}
@@ -200,6 +209,17 @@ class Draft:
         """Between 0 and 1, the same each time for an attempt of a job: many jobs do not come back at the same moment."""
         drawn = hashlib.sha256(f"{self.seen.job.uid}/{part}/{attempt}".encode()).digest()
         return int.from_bytes(drawn[:4], "big") / 2**32
+
+
+def remedy(reason: Reason, cause: Reason | None = None) -> str:
+    """What to do about a failure for ``reason``, to which a last attempt led that ended for ``cause``."""
+    causes = () if cause in (None, reason, Reason.Backoff, Reason.Disrupted) else (cause,)
+    return " ".join(REMEDIES[one] for one in (*causes, reason) if one is not None)
+
+
+def shortened(text: str, length: int) -> str:
+    """So much of a text that what follows it is not cut off."""
+    return text if len(text) <= length else f"{text[: length - 1]}…"
 
 
 def part_of(child: MainChild | PodSeen) -> str:

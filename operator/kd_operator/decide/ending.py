@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from kd_operator.decide.draft import Draft, ended
+from kd_operator.decide.attempts import sum_attempts
+from kd_operator.decide.draft import TEACHER_PREFIX, Draft, ended
 from kd_operator.decide.strays import kept_long_enough
-from kd_operator.decide.suspension import budget_used
+from kd_operator.decide.suspension import budget_used, leaves
 from kd_operator.decision import Delete, EventNote
 from kd_operator.names import PLAN, config_name, network_name
 from kd_operator.status.conditions import Said
-from kd_operator.status.states import AT_WORK, SETTLED, State, stamp
+from kd_operator.status.states import AT_WORK, State, stamp
 from kd_runtime.api.labels import RETRY_ANNOTATION
 from kd_runtime.api.operation import OnExceeded
 from kd_runtime.api.reasons import ConditionType, Reason
 from kd_runtime.api.status import ArtifactLinks, Condition, JobStatus, StageStatus
 
 GITOPS_MARKS = (
+    "app.kubernetes.io/instance",  # what Argo CD 2 tracks by, unless it is told otherwise
     "argocd.argoproj.io/instance",
     "argocd.argoproj.io/tracking-id",
     "kustomize.toolkit.fluxcd.io/name",
@@ -38,7 +40,7 @@ def tidy(d: Draft, over: Condition) -> float | None:
 
     Returns when to look again; None where nothing is left to do.
     """
-    said = Said(Reason(over.reason), over.message)
+    said = Said(over.reason, over.message)
     if over.type == ConditionType.Failed:
         d.facts.failed = said
         d.facts.refused = _refusal(d.status)
@@ -62,7 +64,7 @@ def _refusal(status: JobStatus) -> Said | None:
     accepted = next((c for c in status.conditions if c.type == ConditionType.Accepted), None)
     if accepted is None or accepted.status == "True":
         return None
-    return Said(Reason(accepted.reason), accepted.message)
+    return Said(accepted.reason, accepted.message)
 
 
 def _expired(d: Draft) -> bool | None:
@@ -96,30 +98,35 @@ def _watched_by_gitops(d: Draft) -> bool:
 
 
 def deadline_over(d: Draft) -> bool:
-    """True, and the job has failed, where it took longer than it may, or its budget ends it."""
-    spec, status = d.job.spec, d.status
-    if d.past(status.admitted_time, spec.active_deadline_seconds):
-        d.fail(
-            Reason.DeadlineExceeded,
-            f"longer at work than {spec.active_deadline_seconds} s (spec.activeDeadlineSeconds)",
-        )
+    """True, and the job has failed, where it took longer than it may, or its budget ends it; not for what it has done already."""
+    if d.concluding():
+        return False
+    if not leaves(d) and _too_long(d):
         return True
-    begun = any(stage.times is not None and stage.times.started for stage in status.stages)
-    if not begun and not _all_settled(d) and d.past(status.admitted_time, spec.pending_deadline_seconds):
-        d.fail(
-            Reason.DeadlineExceeded,
-            f"no pod of a stage began within {spec.pending_deadline_seconds} s (spec.pendingDeadlineSeconds)",
-        )
-        return True
-    used = budget_used(d)
-    if used is not None and spec.budget is not None and spec.budget.on_exceeded is OnExceeded.Fail:
+    used, budget = budget_used(d), d.job.spec.budget
+    if used is not None and budget is not None and budget.on_exceeded is OnExceeded.Fail:
         d.fail(Reason.BudgetExceeded, used)
         return True
     return False
 
 
-def _all_settled(d: Draft) -> bool:
-    return bool(d.status.stages) and all(stage.state in SETTLED for stage in d.status.stages)
+def _too_long(d: Draft) -> bool:
+    spec, status = d.job.spec, d.status
+    longest, limit = spec.active_deadline_seconds, d.runtime.spec.limits.active_deadline_seconds
+    if d.past(status.admitted_time, longest if longest is not None else limit):
+        said = f"{longest} s (spec.activeDeadlineSeconds)"
+        if longest is None:
+            said = f"{limit} s (limits.activeDeadlineSeconds of the runtime {d.runtime.metadata.name})"
+        d.fail(Reason.DeadlineExceeded, f"longer at work than {said}")
+        return True
+    begun = any(stage.times is not None and stage.times.started for stage in status.stages)
+    if not begun and d.past(status.admitted_time, spec.pending_deadline_seconds):
+        d.fail(
+            Reason.DeadlineExceeded,
+            f"no pod of a stage began within {spec.pending_deadline_seconds} s (spec.pendingDeadlineSeconds)",
+        )
+        return True
+    return False
 
 
 def complete(d: Draft) -> None:
@@ -182,7 +189,8 @@ def asked_again(d: Draft) -> bool:
         d.events.append(EventNote("Warning", Reason.InvalidSpec, message))
         d.update(retry=wanted)
         return False
-    if any(d.run(part).state in (*AT_WORK, State.Draining) for part in d.parts()):
+    steps = (part for part in d.parts() if not part.startswith(TEACHER_PREFIX))
+    if any(d.run(part).state in (*AT_WORK, State.Draining) for part in steps):
         return False
     if name == PLAN:
         d.update(retry=wanted)
@@ -194,4 +202,5 @@ def asked_again(d: Draft) -> bool:
     asked = wanted if name != PLAN else None
     d.set(PLAN, state=State.Waiting, retry=asked, failures=0, disruptions=0, lost=0, next_attempt_time=None)
     d.update(completion_time=None, admitted_time=stamp(d.now))
+    sum_attempts(d)
     return True

@@ -16,6 +16,8 @@ from kd_runtime.api.result import PlanResult, StageResult
 from kd_runtime.api.status import Failure
 
 OUT_OF_MEMORY = "OOMKilled"
+OUTGROWN = ("exceeds the limit", "exceeds the total limit", "exceeded its local ephemeral storage limit")
+"""What a kubelet says of a pod that wrote more than its own limits allow, as opposed to one whose node ran short."""
 DISRUPTED_REASONS = frozenset({"Evicted", "NodeLost", "Shutdown", "Terminated", "NodeAffinity", "Preempting"})
 """status.reason of pods that were taken from their node, where the condition DisruptionTarget is missing."""
 
@@ -32,6 +34,12 @@ REASONS = {
 }
 CONSEQUENCES = (ExitClass.Drained, ExitClass.Killed, ExitClass.PeerLost)
 """What pods of a gang end with because another one of it is not there."""
+_STAGE_MEMORY = "the stage's resources.memory"
+_MEMORY: dict[str, str] = {
+    Component.Plan: "the memory of the runtime's spec.pod.plan.resources",
+    Component.Teacher: "the memory of the runtime's spec.pod.teacher.resources",
+}
+"""By component, what sets a pod's memory where no stage does."""
 DISRUPTION_TARGET = "DisruptionTarget"
 DISRUPTION = "Disruption"
 """What a disruption is called where others have an exit class."""
@@ -80,8 +88,19 @@ def pod_class(pod: PodSeen) -> ExitClass | None:
 
 
 def is_disrupted(pod: PodSeen) -> bool:
-    """True where the pod was taken from its node: evicted, preempted, its node lost."""
-    return pod.disrupted or pod.pod_reason in DISRUPTED_REASONS
+    """True where the pod was taken from its node: evicted, preempted, its node lost; not for what it did itself."""
+    return (pod.disrupted or pod.pod_reason in DISRUPTED_REASONS) and not outgrew_scratch(pod)
+
+
+def outgrew_scratch(pod: PodSeen) -> bool:
+    """True where its node ended the pod because it wrote more than its own volumes may hold."""
+    return pod.pod_reason == "Evicted" and any(said in pod.pod_message for said in OUTGROWN)
+
+
+def scratch_full(pod: PodSeen) -> Verdict:
+    """The verdict over an attempt of which a pod did."""
+    said = f"pod {pod.name} was ended by {_node(pod)}: {pod.pod_message.strip()}"
+    return Verdict(Kind.Retry, Reason.ScratchFull, said, failure_of(pod, ExitClass.Transient.name, pod.ending))
 
 
 def being_taken(pods: Sequence[PodSeen]) -> PodSeen | None:
@@ -185,7 +204,7 @@ def of_pod(pod: PodSeen, ending: Ending | None = None, *, peer_lost_before: bool
     kind = ExitClass.HostOutOfMemory if ending.reason == OUT_OF_MEMORY else exit_class(ending.exit_code)
     said, position = result_sentence(ending)
     if kind is ExitClass.HostOutOfMemory:
-        said = "was ended for exceeding its memory limit; raise the stage's resources.memory"
+        said = f"was ended for exceeding its memory limit; raise {_MEMORY.get(pod.component, _STAGE_MEMORY)}"
     elif not said:
         said = "left no result; its log may say more"
     how = f"signal {ending.signal}" if ending.signal else f"exit code {ending.exit_code}"
@@ -217,7 +236,7 @@ def disruption(pod: PodSeen | None, message: str) -> Verdict:
 
 def lost(child: str) -> Verdict:
     """The verdict over an attempt that ended without a readable result."""
-    message = f"{child}: ended without a result that names its artifact; the store is looked at again"
+    message = f"{child}: ended without a result that names its artifact"
     return Verdict(Kind.Lost, Reason.ResultLost, message, Failure(class_="ResultLost"))
 
 

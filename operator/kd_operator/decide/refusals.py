@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kd_operator.decide.draft import MESSAGE_LENGTH, Draft
+from kd_operator.decide.draft import MESSAGE_LENGTH, Draft, shortened
 from kd_operator.status.conditions import Said
 from kd_runtime.api.reasons import Reason
 
@@ -10,6 +10,7 @@ REMEDIES = {
     "exceeded quota": "raise that ResourceQuota of the namespace, or delete what uses it up",
     "must specify": "have the runtime's pod resources say it, or the namespace's LimitRange",
     "per Container": "ask for what the namespace's LimitRange permits",
+    "calling webhook": "mend that webhook, or exempt the namespace from it",
     "admission webhook": "do what the webhook asks for, or exempt the namespace from it",
     "ValidatingAdmissionPolicy": "do what the policy asks for, or exempt the namespace from it",
     "violates PodSecurity": "run it in a namespace that this Pod Security level permits",
@@ -24,7 +25,8 @@ def tell_refusals(d: Draft) -> None:
         words = d.seen.refused.get(creation.child)
         if words is None:
             continue
-        message = f"{creation.child.replace('/', ' ')} is refused: {_short(words)}; {remedy(words)}"
+        words = f"{creation.child.replace('/', ' ')} is refused: {words}"
+        message = f"{shortened(words, MESSAGE_LENGTH - 320)}; {remedy(words)}"
         d.facts.trouble = Said(Reason.ChildRefused, message)
         part = creation.claim.part
         if part and d.run(part).child_uid is None:
@@ -35,9 +37,3 @@ def tell_refusals(d: Draft) -> None:
 def remedy(words: str) -> str:
     """What to do about a refusal."""
     return next((what for said, what in REMEDIES.items() if said in words), OTHERWISE)
-
-
-def _short(words: str) -> str:
-    """So much of it that the remedy is not cut off."""
-    most = MESSAGE_LENGTH - 384
-    return words if len(words) <= most else words[: most - 1] + "…"

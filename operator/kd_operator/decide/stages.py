@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from kd_operator.children.build import stage as stage_children
 from kd_operator.decide import teachers
-from kd_operator.decide.attempts import Over, Part, advance, end_attempt, look_up_again, sum_attempts
+from kd_operator.decide.attempts import Over, Part, advance, count_waste, end_attempt, look_up_again, sum_attempts
 from kd_operator.decide.draft import Draft
 from kd_operator.decide.failures import Verdict, lost
 from kd_operator.decide.peers import earlier_peer, peer_at_work
@@ -27,7 +27,7 @@ def advance_stage(d: Draft, stage: StageStatus) -> None:
     asked = teachers.hosted_name(d, name)
     if stage.state not in AT_WORK and not teachers.release(d, keep=asked):
         return  # the GPUs of a teacher that is not asked any more are not free yet
-    if asked is not None and stage.state in AT_WORK and stage.child_uid is not None:
+    if asked is not None and stage.state in AT_WORK and stage.child_uid is not None and not d.concluding():
         verdict = teachers.ready(d, asked)
         if isinstance(verdict, Verdict):
             _end(d, name, verdict)
@@ -117,8 +117,13 @@ def _conclude(d: Draft, name: str, over: Over) -> None:
 
 def _end(d: Draft, name: str, verdict: Verdict, over: Over | None = None) -> None:
     """A failed attempt of a stage; what only its teacher can be blamed for ends the teacher too."""
+    blamed, asked = verdict.reason is Reason.TeacherUnreachable, teachers.hosted_name(d, name)
+    if blamed and asked is not None:
+        verdict = teachers.taken_away(d, asked) or verdict
     end_attempt(d, name, verdict, tries=over.tries if over else 1, replaced=over.replaced if over else 0)
-    if verdict.reason is Reason.TeacherUnreachable or d.facts.failed is not None:
+    if blamed and asked is not None and d.teacher(asked).state != State.Running:
+        count_waste(d, teachers.held_seconds(d, asked))
+    if blamed or d.facts.failed is not None:
         teachers.release(d)
 
 
@@ -134,6 +139,7 @@ def _succeed(d: Draft, name: str, over: Over, result: StageResult) -> None:
         reason=Reason.Succeeded,
         message=_done(over.child, counts),
         progress=None,
+        checkpoint=None,
         lost=0,
         repeated=None,
         disruptions=stage.disruptions + over.replaced,
@@ -148,12 +154,13 @@ def _succeed(d: Draft, name: str, over: Over, result: StageResult) -> None:
     sum_attempts(d)
     d.doing(Reason.Running, _done(over.child, counts))
     usage = d.status.usage or Usage()
+    read = counts.get("tokens", 0) if stage.type == "capture" else counts.get("promptTokens", 0)
     d.update(
         usage=usage.model_copy(
             update={
-                "prompt_tokens": usage.prompt_tokens + counts.get("promptTokens", 0),
+                "prompt_tokens": usage.prompt_tokens + read,
                 "completion_tokens": usage.completion_tokens + counts.get("completionTokens", 0),
-                "bytes_staged": usage.bytes_staged + counts.get("bytes", 0),
+                "bytes_staged": usage.bytes_staged + result.written,
             }
         )
     )

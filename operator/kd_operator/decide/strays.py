@@ -104,7 +104,7 @@ def tell_silent_nodes(d: Draft) -> None:
     trouble = d.facts.trouble = d.facts.trouble or silent_node(d.seen.pods)
     before = next((c.reason for c in d.seen.job.status.conditions if c.type == ConditionType.Degraded), None)
     given_up = any(cannot_end(d, pod) for pod in d.seen.pods)
-    if trouble is not None and trouble.reason is Reason.NodeNotReady and before != trouble.reason and not given_up:
+    if trouble is not None and trouble.reason == Reason.NodeNotReady and before != trouble.reason and not given_up:
         d.events.append(EventNote("Warning", trouble.reason, trouble.message))
 
 

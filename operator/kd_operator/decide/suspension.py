@@ -28,8 +28,7 @@ def suspended(d: Draft) -> bool:
     A suspension that began is carried through, whatever spec.suspend says meanwhile.
     """
     why = _wanted(d)
-    draining = any(d.run(part).state == State.Draining for part in d.parts())
-    if why is None and not draining:
+    if why is None and not _drains(d):
         _admit(d)
         return False
     _drain(d)
@@ -38,13 +37,22 @@ def suspended(d: Draft) -> bool:
         d.doing(Reason.Draining, "pods save what they have, and end")
         return True
     _settle(d)
+    d.update(admitted_time=None)
     if why is not None:
         d.facts.suspended = why
-        d.update(admitted_time=None)
     else:
         d.doing(Reason.Queued, "the suspension is over")
         d.look(0.0)
     return True
+
+
+def leaves(d: Draft) -> bool:
+    """Whether the job is suspended, or on its way there: its deadlines begin anew when it goes on."""
+    return _wanted(d) is not None or _drains(d)
+
+
+def _drains(d: Draft) -> bool:
+    return any(d.run(part).state == State.Draining for part in d.parts())
 
 
 def _wanted(d: Draft) -> Said | None:
@@ -52,7 +60,7 @@ def _wanted(d: Draft) -> Said | None:
         return Said(Reason.Suspended, "spec.suspend is true")
     used = budget_used(d)
     budget = d.job.spec.budget
-    if used is not None and budget is not None and budget.on_exceeded is OnExceeded.Suspend:
+    if used is not None and budget is not None and budget.on_exceeded is OnExceeded.Suspend and not d.concluding():
         return Said(Reason.BudgetExceeded, used)
     return None
 

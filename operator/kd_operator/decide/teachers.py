@@ -9,7 +9,7 @@ from kd_operator.children.build import teacher_url
 from kd_operator.children.context import Component
 from kd_operator.decide.attempts import CREATED_LOOK_SECONDS
 from kd_operator.decide.draft import TEACHER_PREFIX, Draft
-from kd_operator.decide.failures import Kind, Verdict, disruption, of_pod
+from kd_operator.decide.failures import Kind, Verdict, disruption, is_disrupted, of_pod
 from kd_operator.decide.pending import pending_trouble
 from kd_operator.decide.strays import silent_node
 from kd_operator.observed import MainChild, PodSeen
@@ -125,7 +125,7 @@ def _watch(d: Draft, part: str, name: str, child: MainChild) -> Verdict | bool:
         return True
     said = f"{child.ready} of {child.desired} replicas of Deployment {child.name} answer"
     trouble = pending_trouble(pods, child, d.now) or silent_node(pods)
-    d.facts.trouble = trouble
+    d.facts.trouble = trouble or d.facts.trouble
     if d.teacher(name).state != State.Running:
         why = trouble or Said(Reason.TeacherStarting, said)
         d.set(part, state=State.Starting, reason=why.reason, message=why.message)
@@ -137,7 +137,8 @@ def _given_up(d: Draft, name: str, child: MainChild, pods: list[PodSeen]) -> Ver
     """Why a teacher that does not answer never will: what its container says, or the time that it took."""
     answered = d.teacher(name).state == State.Running  # once: workers wait for it up to outageTimeoutSeconds
     for pod in pods:
-        ending = pod.ending or pod.last_ending
+        # how a run ended that another has followed is old news of a teacher that answered since
+        ending = pod.ending or (None if answered and pod.started is not None else pod.last_ending)
         if ending is None:
             continue
         verdict = of_pod(pod, ending)
@@ -156,6 +157,29 @@ def _given_up(d: Draft, name: str, child: MainChild, pods: list[PodSeen]) -> Ver
         "(startupTimeoutSeconds); raise it, or see its log",
         Failure(class_=ExitClass.TeacherUnreachable.name),
     )
+
+
+def taken_away(d: Draft, name: str) -> Verdict | None:
+    """Where a teacher that answered does not any more because its pods were taken from their nodes: what that is for the stage
+    that asks it. None where it ended by itself, or answers."""
+    teacher = d.teacher(name)
+    child = d.child(TEACHER_PREFIX + name, teacher.attempt)
+    if teacher.state != State.Running or child is None or child.ready:
+        return None
+    pods = d.pods_of(child)
+    gone = next((pod for pod in pods if is_disrupted(pod)), None)
+    fresh = [pod for pod in pods if pod.deleted_at is None and pod.phase == "Pending" and pod.started is None]
+    if gone is None and not any(pod.restarts == 0 and pod.last_ending is None for pod in fresh):
+        return None  # a container that ends is started again in its own pod
+    named = gone or fresh[0]
+    said = f"teacher {name}: its pods were taken from their nodes, and pod {named.name} is all there is of it"
+    return disruption(named, said)
+
+
+def held_seconds(d: Draft, name: str) -> float:
+    """GPUs times seconds that this attempt of a teacher has had nodes for, however often its containers were started anew."""
+    pods = d.pods(TEACHER_PREFIX + name, d.teacher(name).attempt)
+    return sum(pod.gpus * (d.now - pod.scheduled).total_seconds() for pod in pods if pod.scheduled is not None)
 
 
 def _begun(pods: Sequence[PodSeen]) -> str | None:

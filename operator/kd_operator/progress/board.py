@@ -134,6 +134,12 @@ class Board:
         job.stages = {n: stage for n, stage in job.stages.items() if now - stage.at < EXPIRY_SECONDS}
         return {name: stage.together(now) for name, stage in job.stages.items() if stage.pods}
 
+    def checkpoints(self, uid: str) -> dict[str, str]:
+        """By stage: where its newest checkpoint lies in the store, as the first pod of its gang says."""
+        stages = self._jobs[uid].stages if uid in self._jobs else {}
+        saved = {name: stage.pods[0].report.checkpoint for name, stage in stages.items() if 0 in stage.pods}
+        return {name: where for name, where in saved.items() if where}
+
     def progress_due(self, uid: str, now: datetime) -> bool:
         """False within 60 s of the last status that was written for progress alone."""
         job = self._jobs.get(uid)

@@ -29,3 +29,5 @@ class Report(BaseModel):
     tokens: Amount = 0
     tokens_per_second: Annotated[float, Field(ge=0, le=1e12)] = 0.0
     loss: Annotated[float, Field(ge=-1e12, le=1e12)] | None = None
+    checkpoint: Annotated[str, Field(max_length=256, pattern=r"^(work/[0-9A-Za-z._/-]+/step-[0-9]{1,12}/)?$")] = ""
+    """Where the newest one lies in the job's store."""

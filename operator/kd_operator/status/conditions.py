@@ -17,7 +17,8 @@ MESSAGE_LENGTH = 1024
 class Said:
     """A reason and its sentence."""
 
-    reason: Reason
+    reason: str
+    """A `Reason`; or one that a later version wrote, kept as it is."""
     message: str = ""
 
 

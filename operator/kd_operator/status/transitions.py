@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from kd_operator.decision import EventNote
-from kd_operator.status.states import State
+from kd_operator.status.states import SETTLED, State
 from kd_runtime.api.reasons import ConditionType
 from kd_runtime.api.status import JobStatus, RunStatus, StageStatus
 
 TOLD = frozenset({State.Running, State.Succeeded, State.Skipped, State.Backoff, State.Failed, State.Draining})
 WARNED = frozenset({State.Backoff, State.Failed})
+TOLD_ATTEMPTS = 4
+"""So many attempts of a stage have events of their own, two each. With how it ended, what its children met, and one event
+that counts for all later attempts, a stage has at most twelve."""
 
 
 def lasting(status: JobStatus) -> JobStatus:
@@ -52,6 +55,10 @@ def _of_stages(before: JobStatus, after: JobStatus) -> Iterator[EventNote]:
     known = {stage.name: stage for stage in before.stages}
     for stage in after.stages:
         if not _turned(known.get(stage.name), stage, TOLD):
+            continue
+        if stage.attempt > TOLD_ATTEMPTS and stage.state not in (*SETTLED, State.Failed):
+            said = f"{stage.name}: attempts after the {TOLD_ATTEMPTS}th are told of in status.stages"
+            yield EventNote("Warning", "StageTriedAgain", said)
             continue
         kind = "Warning" if stage.state in WARNED else "Normal"
         yield EventNote(kind, f"Stage{stage.state}", _stage_sentence(stage))
