@@ -66,13 +66,14 @@ def data(folder: Path, args: argparse.Namespace) -> Made:
     for number in range(args.rows * 2):
         ids = random.integers(0, args.vocab, args.length).astype(np.uint32)
         scored = np.arange(args.length) >= args.length // 2
-        count, key = int(scored.sum()), row_key("0" * 64, ids, scored)
         source = f"q.jsonl:{number + 1}"
+        asked = [{"role": "user", "content": source}]
+        count, key = int(scored.sum()), row_key("0" * 64, asked, ids, scored)
         rows.append(
             Row(
                 key=key,
                 split="train",
-                messages=[{"role": "user", "content": source}],
+                messages=asked,
                 response="",
                 reasoning=None,
                 references=None,

@@ -80,9 +80,24 @@ class Row:
     """``file:line`` of the first that had this content."""
 
 
-def row_key(tokenizer_digest: str, ids: NDArray[np.uint32], scored: NDArray[np.bool_]) -> str:
-    """BLAKE2b-128, as hex, of (tokenizer digest, ids as u32 LE, scored bitmap in little bit order) of the whole row."""
+def prompt_digest(messages: Sequence[Mapping[str, str]]) -> str:
+    """sha256 hex of what is asked: role and content of every turn before the response."""
+    body = json.dumps([[m["role"], m["content"]] for m in messages], ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(body.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def row_key(
+    tokenizer_digest: str,
+    messages: Sequence[Mapping[str, str]],
+    ids: NDArray[np.uint32],
+    scored: NDArray[np.bool_],
+) -> str:
+    """BLAKE2b-128, as hex, of (tokenizer digest, digest of what is asked, ids as u32 LE, scored bitmap in little bit order).
+
+    The ids alone would not do: a teacher is asked ``messages``, of which the student's template may leave a turn out.
+    """
     digest = hashlib.blake2b(bytes.fromhex(tokenizer_digest), digest_size=16)
+    digest.update(bytes.fromhex(prompt_digest(messages)))
     digest.update(np.ascontiguousarray(ids, dtype="<u4").tobytes())
     digest.update(np.packbits(np.asarray(scored, dtype=bool), bitorder="little").tobytes())
     return digest.hexdigest()

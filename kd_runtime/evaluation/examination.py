@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from kd_runtime.artifacts.rows import Row
+from kd_runtime.artifacts.rows import Row, prompt_digest
 from kd_runtime.evaluation.answering import Answer
 from kd_runtime.evaluation.bootstrap import Floats
 from kd_runtime.evaluation.curves import Positions, prompt_sums
@@ -53,8 +52,7 @@ class HeldOut:
 
 def prompt_id(row: Row) -> str:
     """32 hex digits over a row's messages (every turn before the response)."""
-    body = json.dumps([[m["role"], m["content"]] for m in row.messages], ensure_ascii=False, separators=(",", ":"))
-    return hashlib.sha256(body.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+    return prompt_digest(row.messages)[:32]
 
 
 def collect(rows: Iterable[Row], *, generated: bool) -> HeldOut:

@@ -39,11 +39,11 @@ def import_distillkit(folder: Path, tokenizer: Path, target: Path, rows: Sequenc
     """DistillKit's parquet and compression_config.yaml in ``folder`` as Exact shards in ``target``.
 
     With ``rows`` (Parquet files of a rows artifact), their captured rows alone are taken, under their key and mask;
-    otherwise every row, all tokens but the first scored.
+    otherwise every row, all tokens but the first scored, under a key that says nothing of what was asked.
     """
     config = distillkit.Compression.read(folder)
     spec = ShardSpec("Exact", min(config.k, MAX_K), vocab=vocabulary_size(tokenizer))
-    known = {_ids(row): row for row in RowsReader(rows)} if rows else None
+    known = _by_ids(rows) if rows else None
     digest = tokenizer_digest(tokenizer)
     skipped = itertools.count()
 
@@ -52,15 +52,17 @@ def import_distillkit(folder: Path, tokenizer: Path, target: Path, rows: Sequenc
             ids = captured.input_ids
             if known is None:
                 scored = np.arange(len(ids)) > 0
-                key = bytes.fromhex(row_key(digest, ids.astype(np.uint32), scored))
+                taken = [(row_key(digest, (), ids.astype(np.uint32), scored), ids, scored)]
             else:
-                row = known.get(_raw(ids)) or known.get(_raw(ids[:-1]))  # a padding token is added at the end there
-                if row is None or not row.scored.any():
-                    next(skipped)
-                    continue
-                ids, scored, key = row.input_ids.astype(np.int64), row.scored, bytes.fromhex(row.key)
-            at = np.flatnonzero(scored) - 1
-            yield _teacher_row(key, ids, scored, captured.top_ids[at], captured.top_lp[at], spec, captured.where)
+                # a padding token is added at the end there
+                ours = known.get(_raw(ids)) or known.get(_raw(ids[:-1]), [])
+                taken = [(row.key, row.input_ids.astype(np.int64), row.scored) for row in ours if row.scored.any()]
+            if not taken:
+                next(skipped)
+            for key, of_row, scored in taken:
+                at = np.flatnonzero(scored) - 1
+                top_ids, top_lp = captured.top_ids[at], captured.top_lp[at]
+                yield _teacher_row(bytes.fromhex(key), of_row, scored, top_ids, top_lp, spec, captured.where)
 
     return _write(converted(), spec, target, {"source": "DistillKit", "labels": OUTSIDE}, skipped)
 
@@ -159,8 +161,12 @@ def _unique(rows: Iterable[TeacherRow], seen: set[bytes]) -> Iterator[TeacherRow
             yield row
 
 
-def _ids(row: Any) -> bytes:
-    return _raw(row.input_ids)
+def _by_ids(rows: Sequence[Path]) -> dict[bytes, list[Row]]:
+    """Rows by their ids, which several have where the student's template leaves out what was asked otherwise."""
+    found: dict[bytes, list[Row]] = {}
+    for row in RowsReader(rows):
+        found.setdefault(_raw(row.input_ids), []).append(row)
+    return found
 
 
 def _raw(ids: NDArray[Any]) -> bytes:

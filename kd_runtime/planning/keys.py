@@ -11,9 +11,9 @@ from kd_runtime.api.failures import SettingsError
 from kd_runtime.planning.plan import StageType
 
 SEMANTICS: dict[StageType, int] = {
-    StageType.Ingest: 1,
+    StageType.Ingest: 2,
     StageType.Prepare: 1,
-    StageType.Generate: 2,
+    StageType.Generate: 3,
     StageType.Capture: 1,
     StageType.Train: 1,
     StageType.Evaluate: 1,

@@ -191,7 +191,7 @@ class Ingest:
     def _row(self, source: str, conversation: Conversation, rendered: Rendered) -> Row:
         holdout = self.dataset.holdout
         return Row(
-            key=row_key(self.tokenizer, rendered.ids, rendered.scored),
+            key=row_key(self.tokenizer, conversation.messages, rendered.ids, rendered.scored),
             split=prompt_split(conversation.messages, holdout.fraction, holdout.seed),
             messages=conversation.messages,
             response=conversation.response,

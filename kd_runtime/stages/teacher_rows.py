@@ -119,7 +119,7 @@ class Assembly:
         self.done += 1
         self._sums["truncated"] += truncated
         made = Row(
-            key=row_key(self.tokenizer, rendered.ids, rendered.scored),
+            key=row_key(self.tokenizer, row.messages, rendered.ids, rendered.scored),
             split=row.split,
             messages=row.messages,
             response=response,

@@ -32,10 +32,11 @@ TOKENIZER = "ab" * 32
 def row(number: int, *, length: int = 5, parent: str | None = None) -> Row:
     ids = np.arange(number, number + length, dtype=np.uint32)
     scored = np.arange(length) % 2 == 1
+    asked = [{"role": "user", "content": f"What is {number}?"}]
     return Row(
-        key=row_key(TOKENIZER, ids, scored),
+        key=row_key(TOKENIZER, asked, ids, scored),
         split="heldOut" if number % 5 == 0 else "train",
-        messages=[{"role": "user", "content": f"What is {number}?"}],
+        messages=asked,
         response=None if number % 3 == 0 else "A number. 日本\n",
         reasoning="hm" if number % 7 == 0 else None,
         references=["a", "b"] if number % 2 else None,
@@ -112,11 +113,14 @@ def test_a_reader_holds_two_groups_at_most(tmp_path: Path) -> None:
 
 def test_a_row_key_is_that_of_the_format() -> None:
     ids, scored = np.array([1, 2, 70_000], np.uint32), np.array([False, True, True])
-    digest = hashlib.blake2b(digest_size=16)
-    digest.update(bytes.fromhex(TOKENIZER) + b"\1\0\0\0\2\0\0\0\x70\x11\1\0" + b"\x06")
-    assert row_key(TOKENIZER, ids, scored) == digest.hexdigest()
-    assert row_key(TOKENIZER, ids, ~scored) != row_key(TOKENIZER, ids, scored) != row_key("cd" * 32, ids, scored)
-    assert row_key(TOKENIZER, ids.astype(np.int64).astype(">u4"), scored) == digest.hexdigest()
+    asked = [{"role": "user", "content": "日"}]
+    digest = hashlib.blake2b(bytes.fromhex(TOKENIZER), digest_size=16)
+    digest.update(hashlib.sha256('[["user","日"]]'.encode()).digest())
+    digest.update(b"\1\0\0\0\2\0\0\0\x70\x11\1\0" + b"\x06")
+    key = row_key(TOKENIZER, asked, ids, scored)
+    assert key == digest.hexdigest() == row_key(TOKENIZER, asked, ids.astype(np.int64).astype(">u4"), scored)
+    others = [("cd" * 32, asked, ids, scored), (TOKENIZER, [], ids, scored), (TOKENIZER, asked, ids, ~scored)]
+    assert key not in {row_key(*other) for other in others}
 
 
 def test_equal_rows_are_stored_where_they_came_first_with_all_parents(tmp_path: Path) -> None:

@@ -105,12 +105,13 @@ def tokenizer(tmp_path: Path) -> Path:
     return folder
 
 
-def row(tokenizer: Path, ids: list[int], first: int) -> Row:
+def row(tokenizer: Path, ids: list[int], first: int, asked: str = "x") -> Row:
     array, scored = np.array(ids, np.uint32), np.arange(len(ids)) >= first
+    messages = [{"role": "user", "content": asked}]
     return Row(
-        key=row_key(tokenizer_digest(tokenizer), array, scored),
+        key=row_key(tokenizer_digest(tokenizer), messages, array, scored),
         split="train",
-        messages=[{"role": "user", "content": "x"}],
+        messages=messages,
         response="y",
         reasoning=None,
         references=None,
@@ -217,6 +218,16 @@ def test_distillkits_rows_take_key_and_mask_of_ours(tmp_path: Path, tokenizer: P
     targets = LogitsReader(done.shards, spec).get(mine.key)
     np.testing.assert_array_equal(targets.positions, [3, 4])
     np.testing.assert_array_equal(targets.top_ids, heads[0][0][2:4])
+
+
+def test_distillkits_row_goes_to_all_of_ours_that_have_its_tokens(tmp_path: Path, tokenizer: Path) -> None:
+    """The student's template may leave out what a teacher was asked otherwise."""
+    ids = [5, 2, 9, 4]
+    top, lp = captured(tokenizer, ids)
+    source = distillkit_folder(tmp_path / "kit", [ids], [top], [lp])
+    ours = [row(tokenizer, ids, 2, asked=asked) for asked in ("x", "z")]
+    done = import_distillkit(source, tokenizer, tmp_path / "out", rows_file(tmp_path / "rows", ours))
+    assert done.rows == 2 and done.skipped == 0
 
 
 def test_what_is_not_distillkits_is_said(tmp_path: Path, tokenizer: Path) -> None:

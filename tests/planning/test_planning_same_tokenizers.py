@@ -125,13 +125,11 @@ def test_a_token_that_only_pads_makes_no_other_tokenizer(tiny_models: Path, tmp_
 
 def test_rows_of_two_tokenizers_that_render_otherwise_are_other_rows(tiny_models: Path, tmp_path: Path) -> None:
     """So that logits of the ones are not taken for logits of the others, though the ids mean the same."""
-    keys = []
+    asked, keys = [{"role": "user", "content": "What colour is snow?"}], []
     for name in ("<|im_start|>", "<|endoftext|>"):
         folder = written(tiny_models / "student", tmp_path / name.strip("<|>"), {CONFIG: {"bos_token": name}})
-        rendered = Template(folder, "{{ bos_token }}{% for m in messages %}{{ m.content }}{% endfor %}").prompt(
-            [{"role": "user", "content": "What colour is snow?"}]
-        )
-        keys.append(row_key(tokenizer_digest(folder), rendered.ids, np.ones(len(rendered.ids), np.bool_)))
+        rendered = Template(folder, "{{ bos_token }}{% for m in messages %}{{ m.content }}{% endfor %}").prompt(asked)
+        keys.append(row_key(tokenizer_digest(folder), asked, rendered.ids, np.ones(len(rendered.ids), np.bool_)))
     assert keys[0] != keys[1]
 
 

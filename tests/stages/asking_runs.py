@@ -60,6 +60,9 @@ class Questions:
     capture: dict[str, Any] = field(default_factory=lambda: {"profile": "Exact", "topK": 8})
     given: list[dict[str, Any]] | None = None
     """Rows with answers (fields instruction, response), in place of questions."""
+    asked: list[dict[str, Any]] | None = None
+    """Rows without answers, in place of questions."""
+    dataset: dict[str, Any] = field(default_factory=dict)
 
     @property
     def store(self) -> Store:
@@ -68,7 +71,7 @@ class Questions:
 
     def plan(self) -> Plan:
         """Of the settings as they are now."""
-        rows = self.given or [{"instruction": question(n)} for n in range(self.count)]
+        rows = self.given or self.asked or [{"instruction": question(n)} for n in range(self.count)]
         data = self.folder / "data.jsonl"
         data.write_text("".join(json.dumps(row) + "\n" for row in rows))
         body = {"sampling": {"temperature": 0.7, "maxTokens": 24, "seed": 7}, "samplesPerPrompt": self.samples}
@@ -79,6 +82,7 @@ class Questions:
         spec = {"preflight": preflight, **self.spec}
         document = job(stages, self.models, data, f"file://{self.folder / 'store'}/", **spec)
         document["spec"]["dataset"]["maxRejectedRatio"] = 0.5
+        document["spec"]["dataset"] |= self.dataset
         if self.given is not None:
             document["spec"]["dataset"]["fields"] = {"prompt": "instruction", "response": "response"}
         runtime = shipped_runtime("cpu")

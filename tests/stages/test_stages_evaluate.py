@@ -65,7 +65,7 @@ class Examination:
             seen = template.conversation([*asked, {"role": "assistant", "content": answer}], LossOn.Response)
             rows.append(
                 Row(
-                    key=row_key("00" * 32, seen.ids, seen.scored),
+                    key=row_key("00" * 32, asked, seen.ids, seen.scored),
                     split="heldOut",
                     messages=asked,
                     response=answer,

@@ -91,6 +91,27 @@ def test_growing_asks_the_new_pairs_alone(questions: Questions, more: dict[str, 
     assert outcome.counts["in"] == len(teacher.pairs) and before <= set(teacher.pairs)
 
 
+def test_what_the_students_template_leaves_out_is_asked_all_the_same(questions: Questions, tmp_path: Path) -> None:
+    """Also in a later run that edits it, though the student's own tokens stay the same."""
+    template = tmp_path / "no-system.jinja"
+    template.write_text(
+        "{% for m in messages if m.role != 'system' %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}"
+        "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    )
+    questions.dataset = {
+        "template": f"file://{template}",
+        "fields": {"prompt": "instruction", "system": "system"},
+    }
+    with FaultyTeacher(lambda asked: chat_answer("Four.")) as teacher:
+        for systems in (["Answer in French.", "Answer as strict JSON."], ["Answer in French.", "Answer as YAML."]):
+            questions.asked = [{"system": system, "instruction": "What is 2+2?"} for system in systems]
+            rows = questions.rows(questions.run("answers", teacher))
+            assert [row.messages[0]["content"] for row in rows] == systems
+            assert rows[0].input_ids.tolist() == rows[1].input_ids.tolist()
+    seen = [asked.body["messages"][0]["content"] for asked in teacher.chats]
+    assert sorted(seen) == ["Answer as YAML.", "Answer as strict JSON.", "Answer in French."]
+
+
 def test_another_sampling_asks_everything_again(questions: Questions) -> None:
     with FaultyTeacher() as teacher:
         questions.run("answers", teacher)

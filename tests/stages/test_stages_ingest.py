@@ -40,7 +40,7 @@ def test_a_row_holds_what_the_template_renders_with_the_response_scored(tmp_path
     assert row.prompt_tokens == len(prompt.ids)
     assert row.input_ids[: len(prompt.ids)].tolist() == prompt.ids.tolist()
     assert not row.scored[: row.prompt_tokens].any() and row.scored[row.prompt_tokens]
-    assert row.key == row_key(tokenizer_digest(tiny_models / "student"), row.input_ids, row.scored)
+    assert row.key == row_key(tokenizer_digest(tiny_models / "student"), asked, row.input_ids, row.scored)
     assert row.parents == (Parent("d.jsonl:1", 0),) and row.source == "d.jsonl:1"
 
 

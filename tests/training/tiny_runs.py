@@ -87,12 +87,13 @@ def make_rows(models: Path, pairs: Sequence[tuple[str, str]], parents: Sequence[
         after = tokenizer(f"{answer}<|im_end|>", add_special_tokens=False).input_ids
         ids = np.asarray(before + after, np.uint32)
         scored = np.arange(len(ids)) >= len(before)
+        asked = [{"role": "user", "content": question}]
         copies = parents[number] if number < len(parents) else 1
         rows.append(
             Row(
-                key=row_key(digest, ids, scored),
+                key=row_key(digest, asked, ids, scored),
                 split="train",
-                messages=[{"role": "user", "content": question}],
+                messages=asked,
                 response=answer,
                 reasoning=None,
                 references=None,
