@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -56,7 +56,7 @@ class Parent:
 
 @dataclass(frozen=True)
 class Row:
-    """One conversation, rendered and tokenised once. Equal rows are one, with all their parents."""
+    """One conversation, rendered and tokenised once. Equal rows are one, with the parents and references of all."""
 
     key: str
     """32 hex digits (``row_key``)."""
@@ -153,8 +153,22 @@ class RowsWriter:
             self._file = None
 
 
+@dataclass
+class _More:
+    """What rows had that came after an equal one."""
+
+    parents: list[Parent] = field(default_factory=list)
+    references: dict[str, None] = field(default_factory=dict)
+    """Each once, in order."""
+
+    def added_to(self, row: Row) -> Row:
+        references = list(dict.fromkeys([*(row.references or ()), *self.references]))
+        parents = (*row.parents, *self.parents)
+        return replace(row, parents=parents, references=references or row.references)
+
+
 class MergingWriter:
-    """A RowsWriter for rows that may be equal: each is stored where it came first, with the parents of all.
+    """A RowsWriter for rows that may be equal: each is stored where it came first, with the parents and references of all.
 
     Memory: one group of rows, and some 100 bytes a distinct row.
     """
@@ -163,7 +177,7 @@ class MergingWriter:
         self._folder = folder
         self._writer = RowsWriter(folder)
         self._seen: set[bytes] = set()
-        self._more: dict[str, list[Parent]] = {}
+        self._more: dict[str, _More] = {}
 
     @property
     def count(self) -> int:
@@ -171,10 +185,12 @@ class MergingWriter:
         return self._writer.count
 
     def append(self, row: Row) -> bool:
-        """Add one row; False where an equal one is there already and only got its parents."""
+        """Add one row; False where an equal one is there already and only got its parents and references."""
         key = bytes.fromhex(row.key)
         if key in self._seen:
-            self._more.setdefault(row.key, []).extend(row.parents)
+            more = self._more.setdefault(row.key, _More())
+            more.parents.extend(row.parents)
+            more.references.update(dict.fromkeys(row.references or ()))
             return False
         self._seen.add(key)
         self._writer.append(row)
@@ -188,7 +204,7 @@ class MergingWriter:
         merged = RowsWriter(self._folder / "merged")
         for row in RowsReader(paths):
             more = self._more.get(row.key)
-            merged.append(row if more is None else _with_parents(row, more))
+            merged.append(row if more is None else more.added_to(row))
         moved = [path.replace(self._folder / path.name) for path in merged.close()]
         (self._folder / "merged").rmdir()
         return moved
@@ -272,10 +288,6 @@ class RowsReader:
 def rows_of(cache: Cache, store: Store, manifest: Manifest) -> RowsReader:
     """The rows of an artifact, through the cache."""
     return RowsReader([cache.file(store, ref) for ref in manifest.select("rows/")])
-
-
-def _with_parents(row: Row, more: Sequence[Parent]) -> Row:
-    return Row(**{**row.__dict__, "parents": (*row.parents, *more)})
 
 
 def _table(rows: Sequence[Row]) -> pa.Table:

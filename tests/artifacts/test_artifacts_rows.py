@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -136,6 +137,16 @@ def test_equal_rows_are_stored_where_they_came_first_with_all_parents(tmp_path: 
         ["p11"],
     ]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["00000.parquet"]
+
+
+def test_equal_rows_keep_each_reference_of_all_once(tmp_path: Path) -> None:
+    writer = MergingWriter(tmp_path)
+    for references in (None, ["4"], ["four", "4"], None):
+        writer.append(replace(row(0), references=references))
+        writer.append(replace(row(1), references=None))
+    merged, without = RowsReader(writer.close())
+    assert merged.references == ["4", "four"] and len(merged.parents) == 4
+    assert without.references is None and len(without.parents) == 4
 
 
 def test_without_equal_rows_merging_changes_nothing(tmp_path: Path) -> None:

@@ -61,7 +61,7 @@ class Questions:
     given: list[dict[str, Any]] | None = None
     """Rows with answers (fields instruction, response), in place of questions."""
     asked: list[dict[str, Any]] | None = None
-    """Rows without answers, in place of questions."""
+    """Rows that the teacher is to answer, in place of questions."""
     dataset: dict[str, Any] = field(default_factory=dict)
 
     @property

@@ -112,6 +112,15 @@ def test_what_the_students_template_leaves_out_is_asked_all_the_same(questions: 
     assert sorted(seen) == ["Answer as YAML.", "Answer as strict JSON.", "Answer in French."]
 
 
+def test_an_answer_keeps_the_references_of_every_row_that_it_answers(questions: Questions) -> None:
+    """The dataset has the prompt twice, each time with another answer of its own."""
+    questions.dataset = {"fields": {"prompt": "instruction", "response": "response"}}
+    questions.asked = [{"instruction": "What is 2+2?", "response": answer} for answer in ("4", "four")]
+    with FaultyTeacher(lambda asked: chat_answer("Four.")) as teacher:
+        (row,) = questions.rows(questions.run("answers", teacher))
+    assert row.references == ["4", "four"] and len(row.parents) == 2
+
+
 def test_another_sampling_asks_everything_again(questions: Questions) -> None:
     with FaultyTeacher() as teacher:
         questions.run("answers", teacher)
