@@ -38,11 +38,8 @@ def last_turn(render: Render, messages: Sequence[Message], text: str, *, cut_off
             f"it ends a prompt in {prompt[same:]!r} where it renders the answer as {text[same : same + 40]!r}, "
             "so a student would learn to answer another prompt than it is given"
         )
-    end = len(text.rstrip())
-    if cut_off:
-        content = str(messages[-1]["content"]).strip()
-        end = text.rfind(content) + len(content)
-    return len(prompt), max(len(prompt), end)
+    told = text[: _end_of_content(render, messages, text)] if cut_off else text
+    return len(prompt), max(len(prompt), len(told.rstrip()))
 
 
 def assistant_turns(render: Render, messages: Sequence[Message], text: str, *, cut_off: bool = False) -> list[Span]:
@@ -81,6 +78,17 @@ def _earlier_turn(render: Render, messages: Sequence[Message], index: int, text:
     if found < 0 or marker is None or not text.startswith(marker, found + len(content)):
         raise TurnNotFound(f"message {index} is rendered otherwise once more follows")
     return start, found + len(content) + len(marker)
+
+
+def _end_of_content(render: Render, messages: Sequence[Message], text: str) -> int:
+    """Where the last message's content ends in ``text``, whatever the template makes of it.
+
+    What follows is what a longer content is followed by too.
+    """
+    content = str(messages[-1]["content"]).rstrip()
+    more = "a" if content[-1:] != "a" else "b"
+    longer = render([*messages[:-1], {**messages[-1], "content": content + more}], False)
+    return len(text) - _alike(text[::-1], longer[::-1])
 
 
 def _alike(one: str, other: str) -> int:

@@ -27,6 +27,12 @@ THREAD = [
     {"role": "assistant", "content": "It is black.", "reasoning_content": "No sun."},
 ]
 
+WITHOUT_THOUGHT = (
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content.split('</think>')[-1] + '<|im_end|>\n' }}"
+    "{% endfor %}{{ '<|im_start|>assistant\n' if add_generation_prompt }}"
+)
+"""Of a model whose earlier reasoning is not to be seen: written so that no reasoning is."""
+
 
 @pytest.fixture(scope="module")
 def chatml(tiny_models: Path) -> Template:
@@ -77,6 +83,27 @@ def test_an_answer_that_was_cut_off_has_no_end_to_learn(chatml: Template, loss_o
     rendered = chatml.conversation(THREAD, loss_on, cut_off=True)
     assert scored_runs(chatml, rendered)[-1] == "It is black."
     assert rendered.text == chatml.conversation(THREAD, loss_on).text
+
+
+@pytest.mark.parametrize(
+    ("says", "learned"),
+    [
+        (
+            "<think>two and two, at some length</think>The answer is four and it was cut",
+            "The answer is four and it was cut",
+        ),
+        ("the end", "the end"),
+        ("im_end", "im_end"),
+        ("four, so  \n", "four, so"),
+        ("<think>two and two</think>", ""),
+    ],
+)
+def test_where_an_answer_was_cut_off_is_found_in_what_the_template_makes_of_it(
+    tiny_models: Path, says: str, learned: str
+) -> None:
+    template = Template(tiny_models / "teacher", WITHOUT_THOUGHT)
+    rendered = template.conversation([QUESTION, {"role": "assistant", "content": says}], LossOn.Response, cut_off=True)
+    assert "".join(scored_runs(template, rendered)) == learned
 
 
 @pytest.mark.parametrize("loss_on", [LossOn.Response, LossOn.LastTurn])
