@@ -16,7 +16,7 @@ import numpy.typing as npt
 from kd_runtime.api.dataset import LossOn
 from kd_runtime.api.failures import DataError, SettingsError
 from kd_runtime.models.loading import load_tokenizer
-from kd_runtime.models.turns import Message, Span, TurnNotFound, assistant_turns, last_turn
+from kd_runtime.models.turns import END_THINK, THINK, Message, Span, TurnNotFound, assistant_turns, last_turn
 
 ROLES = ("system", "user", "assistant", "tool")
 _PROBE = "kd-probe"
@@ -48,7 +48,8 @@ class Template:
 
     def __init__(self, tokenizer_dir: Path, override: str | None = None) -> None:
         self._tokenizer = load_tokenizer(tokenizer_dir)
-        self._name = "spec.dataset.template" if override is not None else f"{tokenizer_dir}: its chat template"
+        self.name = "spec.dataset.template" if override is not None else f"{tokenizer_dir}: its chat template"
+        """What messages call it."""
         if not self._tokenizer.is_fast:
             raise SettingsError(
                 f"{tokenizer_dir}: its tokenizer gives no offsets of tokens in the text; save it as tokenizer.json"
@@ -71,8 +72,12 @@ class Template:
     @cached_property
     def renders_reasoning(self) -> bool:
         """True where an answer's `reasoning_content` reaches the text; elsewhere it would be lost."""
-        answer = {"role": "assistant", "content": "a", "reasoning_content": _PROBE}
-        return _PROBE in self._render([{"role": "user", "content": "q"}, answer], False)
+        return self._shows_probe({"content": "a", "reasoning_content": _PROBE})
+
+    @cached_property
+    def renders_content_with_reasoning(self) -> bool:
+        """True where reasoning before an answer, in its content, reaches the text; templates may cut it off."""
+        return self._shows_probe({"content": f"{THINK}\n{_PROBE}\n{END_THINK}\n\na"})
 
     def prompt(self, messages: Sequence[Message]) -> Rendered:
         """``messages`` with the generation prompt after them: what a model is given to answer. Nothing is scored.
@@ -118,7 +123,7 @@ class Template:
             self._apply([{"role": "user", "content": "q"}], True)
         except (jinja2.TemplateError, TypeError) as error:
             raise SettingsError(
-                f"{self._name} fails on a single user message ({error}); "
+                f"{self.name} fails on a single user message ({error}); "
                 "correct it, or name another in spec.dataset.template"
             ) from error
 
@@ -132,7 +137,10 @@ class Template:
         try:
             return self._apply(messages, generation_prompt)
         except (jinja2.TemplateError, TypeError) as error:
-            raise DataError(f"{self._name} refuses the conversation: {error}") from error
+            raise DataError(f"{self.name} refuses the conversation: {error}") from error
+
+    def _shows_probe(self, answer: Message) -> bool:
+        return _PROBE in self._render([{"role": "user", "content": "q"}, {"role": "assistant", **answer}], False)
 
     def _prompt_text(self, messages: Sequence[Message]) -> tuple[str, list[Span]]:
         _check_messages(messages)
@@ -151,7 +159,7 @@ class Template:
             return text, [last_turn(self._render, messages, text, cut_off=cut_off)]
         except TurnNotFound as error:
             raise SettingsError(
-                f"{self._name} cannot be trained on: {error}; name one in spec.dataset.template that renders "
+                f"{self.name} cannot be trained on: {error}; name one in spec.dataset.template that renders "
                 "a turn the same whether or not more follows"
             ) from error
 

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from kd_runtime.api.dataset import DatasetFields, Reasoning
+from kd_runtime.models.turns import END_THINK, THINK
 from kd_runtime.stages.dataset_records import Reason, RejectedRow
 
 _CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f]")
 """Control characters but tab, line feed, vertical tab, form feed and carriage return."""
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 _THOUGHT = re.compile(r"\s*<think>.*?</think>\s*", re.DOTALL)
-THINK, END_THINK = "<think>", "</think>"
 ROLES = ("system", "user", "assistant", "tool")
 
 

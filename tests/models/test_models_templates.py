@@ -141,6 +141,14 @@ def test_a_template_says_whether_it_renders_reasoning(family: Any, chatml: Templ
     assert not chatml.renders_reasoning
 
 
+def test_a_template_says_whether_it_renders_reasoning_within_an_answer(
+    family: Any, chatml: Template, tiny_models: Path
+) -> None:
+    assert all(t.renders_content_with_reasoning for t in (chatml, family("qwen3"), family("qwen3_5_think")))
+    assert not Template(tiny_models / "teacher", WITHOUT_THOUGHT).renders_content_with_reasoning
+    assert not family("deepseekv3").renders_content_with_reasoning
+
+
 def test_a_template_that_renders_an_answer_behind_another_prompt_is_refused(family: Any) -> None:
     template = family("deepseek_r1_distill")
     assert template.prompt([QUESTION]).text.endswith("<think>\n")

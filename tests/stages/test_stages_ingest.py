@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from stages.ingest_runs import Ingested, ingest
 
-from kd_runtime.api.failures import DataError
+from kd_runtime.api.failures import DataError, SettingsError
 from kd_runtime.artifacts.rows import Parent, row_key
 from kd_runtime.models.templates import Template
 from kd_runtime.planning.tokenizers import tokenizer_digest
@@ -184,6 +184,19 @@ def test_a_template_of_the_users_renders_the_rows(tmp_path: Path, tiny_models: P
         + made.rows[0].input_ids[made.rows[0].prompt_tokens :].tolist()
     )
     assert not np.array_equal(made.rows[0].input_ids, plain.rows[0].input_ids)
+
+
+def test_reasoning_that_the_template_would_lose_is_not_said_to_be_kept(tmp_path: Path, tiny_models: Path) -> None:
+    jinja = tmp_path / "last.jinja"
+    jinja.write_text(
+        "{% for m in messages %}{{ m.role + ': ' + m.content.split('</think>')[-1] + '<|im_end|>' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+    )
+    record = {**SKY, "answer": f"<think>Rayleigh.</think>{SKY['answer']}"}
+    with pytest.raises(SettingsError, match=r"spec\.dataset\.reasoning: Keep, but spec\.dataset\.template .*Strip"):
+        one(tmp_path, tiny_models, record, template=f"file://{jinja}")
+    (row,) = one(tmp_path / "b", tiny_models, record, template=f"file://{jinja}", reasoning="Strip").rows
+    assert row.response == SKY["answer"]
 
 
 def test_where_a_stage_evaluates_some_row_must_be_held_out(tmp_path: Path, tiny_models: Path) -> None:
