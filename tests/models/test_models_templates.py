@@ -149,6 +149,12 @@ def test_a_template_says_whether_it_renders_reasoning_within_an_answer(
     assert not family("deepseekv3").renders_content_with_reasoning
 
 
+def test_a_template_that_asks_for_the_date_renders_the_same_every_day(family: Any, tiny_models: Path) -> None:
+    assert "Today Date: 26 Jul 2024\n" in family("llama3_2").prompt([QUESTION]).text
+    asks = "{% macro now() %}{{ strftime_now('%Y-%m-%d %H:%M') }}{% endmacro %}{{ now() + messages[0].content }}"
+    assert Template(tiny_models / "teacher", asks).prompt([QUESTION]).text == f"2024-07-26 00:00{QUESTION['content']}"
+
+
 def test_a_template_that_renders_an_answer_behind_another_prompt_is_refused(family: Any) -> None:
     template = family("deepseek_r1_distill")
     assert template.prompt([QUESTION]).text.endswith("<think>\n")
