@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -16,6 +17,7 @@ from kd_runtime.artifacts.store import Store, body_sha256
 
 REJECTS = "rejects.jsonl"
 WORK = "work/"
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
 COLUMNS = ("row", "sample", "reason", "detail", "source")
 
 
@@ -28,6 +30,12 @@ class Reject:
     reason: str
     detail: str
     source: str = ""
+
+
+def not_utf8(text: str) -> str | None:
+    """What is wrong with text that UTF-8 cannot write and no tokenizer takes (it has a lone surrogate); None if nothing."""
+    found = _SURROGATE.search(text)
+    return f"has no text in UTF-8 at character {found.start()}" if found else None
 
 
 def encode_rejects(rejects: Iterable[Reject]) -> bytes:

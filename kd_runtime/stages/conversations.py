@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from kd_runtime.api.dataset import DatasetFields, Reasoning
+from kd_runtime.artifacts.rejects import not_utf8
 from kd_runtime.models.turns import END_THINK, THINK
 from kd_runtime.stages.dataset_records import Reason, RejectedRow
 
 _CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f]")
 """Control characters but tab, line feed, vertical tab, form feed and carriage return."""
-_SURROGATE = re.compile(r"[\ud800-\udfff]")
 _THOUGHT = re.compile(r"\s*<think>.*?</think>\s*", re.DOTALL)
 ROLES = ("system", "user", "assistant", "tool")
 
@@ -157,8 +157,8 @@ def _checked(value: Any, name: str) -> str:
         raise RejectedRow(Reason.WrongField, f"{name} is {_kind(value)}, not text")
     if not value.strip():
         raise RejectedRow(Reason.Empty, f"{name} is empty")
-    if found := _SURROGATE.search(value):
-        raise RejectedRow(Reason.NotUTF8, f"{name} has no text in UTF-8 at character {found.start()}")
+    if wrong := not_utf8(value):
+        raise RejectedRow(Reason.NotUTF8, f"{name} {wrong}")
     if found := _CONTROL.search(value):
         raise RejectedRow(
             Reason.WrongField, f"{name} has control character U+{ord(found.group()):04X} at character {found.start()}"

@@ -89,7 +89,11 @@ class Assembly:
             answer = reader.get(pair, ref)
             self._sums["promptTokens"] += answer.prompt_tokens
             self._sums["completionTokens"] += answer.completion_tokens
-            block.append((pair, rows.get(pair.row), answer))
+            row = rows.get(pair.row)
+            if wrong := answer.not_utf8:  # of a commit of before such answers were refused at the door
+                self._reject(pair, row, "NotUTF8", wrong)
+            else:
+                block.append((pair, row, answer))
         turns = [self._turn(answer) for _, _, answer in block]
         rendered = self.template.conversations(
             [[*row.messages, turn] for (_, row, _), turn in zip(block, turns, strict=True)],

@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 
 from kd_runtime.api.failures import DeniedError, SettingsError
+from kd_runtime.artifacts.rejects import not_utf8
 
 TOO_LONG_MARKS = ("context length", "context window", "maximum model length", "max_model_len", "too long", "too large")
 QUOTA_MARKS = ("insufficient_quota", "billing_hard_limit")
@@ -65,6 +66,14 @@ class Answer:
     prompt_tokens: int
     completion_tokens: int
 
+    @property
+    def not_utf8(self) -> str | None:
+        """Why it is no text, if so: JSON can say what UTF-8 cannot."""
+        for name, said in (("the answer", self.text), ("the answer's reasoning", self.reasoning or "")):
+            if wrong := not_utf8(said):
+                return f"{name} {wrong}"
+        return None
+
 
 def check_status(response: httpx.Response) -> None:
     """Return if the response is a success.
@@ -104,7 +113,7 @@ def read_chat(response: httpx.Response) -> Answer:
 
     Raises:
         Garbled: the body is not a chat completion.
-        Refused: the model declined (content filter), called a tool, or said nothing.
+        Refused: the model declined (content filter), called a tool, said nothing, or said what is no text.
     """
     try:
         body = response.json()
@@ -131,6 +140,8 @@ def read_chat(response: httpx.Response) -> Answer:
         raise Refused("NoAnswer", f"the answer ended with finish_reason {answer.finish_reason!r}")
     if not answer.text.strip():
         raise Refused("Empty", f"the answer has no text (finish_reason {answer.finish_reason!r})")
+    if wrong := answer.not_utf8:
+        raise Refused("NotUTF8", wrong)
     return answer
 
 

@@ -18,6 +18,7 @@ from kd_runtime.artifacts.rows import Parent
 from kd_runtime.artifacts.units import Pair, UnitStore, request_seed
 from kd_runtime.stages import asking, generate
 from kd_runtime.stages.generate import prompted
+from kd_runtime.teachers.answers import Answer
 
 
 @pytest.fixture
@@ -240,6 +241,28 @@ def test_rejected_pairs_are_listed_with_source_and_reason(questions: Questions) 
         outcome = questions.run("answers", teacher)
     (reject,) = questions.rejects(outcome)
     assert (reject.reason, reject.detail, reject.source) == ("Refused", "never", "data.jsonl:7")
+
+
+def test_an_answer_that_is_no_text_is_rejected_alone_also_where_it_is_committed(
+    questions: Questions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    half = Response(
+        b'{"choices": [{"message": {"content": "ok \\ud83d"}}], "usage": {}}', media_type="application/json"
+    )
+    with FaultyTeacher(lambda asked: half if asked.question == question(3) else None) as teacher:
+        with monkeypatch.context() as before, pytest.raises(RuntimeError, match="ends here"):
+            before.setattr(Answer, "not_utf8", None)
+            before.setattr(generate, "assemble", _end)
+            questions.run("answers", teacher)
+        outcome = questions.run("answers", teacher)
+        assert len(teacher.chats) == 12
+    (reject,) = questions.rejects(outcome)
+    assert (reject.reason, reject.source) == ("NotUTF8", "data.jsonl:4") and outcome.counts["done"] == 11
+    assert reject.detail == "the answer has no text in UTF-8 at character 3"
+
+
+def _end(*_: Any) -> Any:
+    raise RuntimeError("ends here")
 
 
 def test_a_retry_asks_the_rejected_pairs_again(questions: Questions) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
@@ -32,6 +33,12 @@ from kd_runtime.teachers.wire import ScoreRequest, ScoreRow
 
 SAMPLING = Sampling(max_tokens=8)
 SPEC = ShardSpec("Exact", 4, vocab=32)
+
+
+def said_as_json(text: str, reasoning: str = "") -> Response:
+    """A chat completion whose text is written as it is into the JSON, with its escapes."""
+    body = json.dumps({"choices": [{"message": {"content": "TEXT", "reasoning_content": "REASONING"}}]})
+    return Response(body.replace("TEXT", text).replace("REASONING", reasoning), media_type="application/json")
 
 
 def ask(question: str) -> list[dict[str, str]]:
@@ -146,6 +153,8 @@ def test_no_more_requests_are_under_way_than_allowed() -> None:
         (lambda: chat_answer(None, finish="content_filter"), "Filtered"),
         (lambda: chat_answer(None, refusal="I will not."), "Filtered"),
         (lambda: chat_answer("  "), "Empty"),
+        (lambda: said_as_json("ok \\ud83d"), "NotUTF8"),
+        (lambda: said_as_json("ok", "hm \\udc00"), "NotUTF8"),
         (lambda: chat_answer(None, finish="tool_calls"), "NoAnswer"),
     ],
 )
