@@ -134,7 +134,7 @@ def read_chat(response: httpx.Response) -> Answer:
         ) from error
     if answer.finish_reason == "content_filter" or message.get("refusal"):
         raise Refused(
-            "Filtered", str(message.get("refusal") or "the teacher's content filter ended the answer")[:EXCERPT]
+            "Filtered", _excerpt(str(message.get("refusal") or "the teacher's content filter ended the answer"))
         )
     if answer.finish_reason not in ("stop", "length"):
         raise Refused("NoAnswer", f"the answer ended with finish_reason {answer.finish_reason!r}")
@@ -182,7 +182,12 @@ def _message(response: httpx.Response) -> str:
         text = error.get("message", json.dumps(error)) if isinstance(error, dict) else str(error)
     except ValueError:
         pass
-    return " ".join(text.split())[:EXCERPT] or "no message"
+    return _excerpt(" ".join(text.split())) or "no message"
+
+
+def _excerpt(text: str) -> str:
+    """The beginning, with a question mark for what UTF-8 cannot write: messages go to files and terminals."""
+    return text[:EXCERPT].encode(errors="replace").decode()
 
 
 def _shown(url: httpx.URL) -> str:

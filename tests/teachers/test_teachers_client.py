@@ -164,6 +164,16 @@ def test_a_row_that_the_teacher_refuses_is_asked_once(answer: Callable[[], Respo
     assert refused.value.reason == reason and len(teacher.chats) == 1
 
 
+@pytest.mark.parametrize(
+    "body", [b'{"error": {"message": "no \\ud83d"}}', b'{"choices": [{"message": {"refusal": "no \\ud83d"}}]}']
+)
+def test_what_a_teacher_says_can_be_written_down(body: bytes) -> None:
+    answer = Response(body, 400 if b"error" in body else 200, media_type="application/json")
+    with FaultyTeacher(lambda asked: answer) as teacher, pytest.raises(Refused) as refused:
+        run(teacher, one)
+    assert refused.value.detail == "no ?"
+
+
 def test_garbage_each_time_rejects_the_row() -> None:
     with (
         FaultyTeacher(lambda asked: Response(b"[]", media_type="application/json")) as teacher,
