@@ -15,7 +15,7 @@ from kd_runtime.api.failures import SettingsError
 from kd_runtime.artifacts.rows import Row
 from kd_runtime.logits.targets import RowTargets
 from kd_runtime.losses.head import SparseKDHead
-from kd_runtime.models.logit_rules import LogitRules
+from kd_runtime.models.logit_rules import LogitRules, check_logits
 
 BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}
 """Tokens of one forward pass, padding counted."""
@@ -46,7 +46,8 @@ class Examiner:
     ``vocabulary`` is the tokenizer's true size.
 
     Raises:
-        SettingsError: the model's output head is smaller than the vocabulary, or of a kind that is not supported.
+        SettingsError: the model's output head is smaller than the vocabulary, or of a kind that is not supported, or
+            the model makes other logits of it than `LogitRules` say.
     """
 
     def __init__(self, model: Any, vocabulary: int) -> None:
@@ -57,6 +58,7 @@ class Examiner:
             raise SettingsError(
                 f"model: its output head has {rows} tokens, the rows' tokenizer {vocabulary}; use its own tokenizer"
             )
+        check_logits(model, vocabulary, self.device, "model")
         rules = LogitRules.of(model.config)
         self._head = SparseKDHead(
             embeddings, vocab=vocabulary, divergence="ForwardKL", logit_scale=rules.scale, softcap=rules.softcap

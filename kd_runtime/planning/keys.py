@@ -15,8 +15,8 @@ SEMANTICS: dict[StageType, int] = {
     StageType.Prepare: 1,
     StageType.Generate: 3,
     StageType.Capture: 1,
-    StageType.Train: 1,
-    StageType.Evaluate: 1,
+    StageType.Train: 2,
+    StageType.Evaluate: 2,
     StageType.Publish: 1,
 }
 """Raised by hand when a stage's output changes for equal settings."""

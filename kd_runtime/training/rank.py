@@ -101,6 +101,7 @@ class Rank:
         self.memory["libraries"] = resident_bytes()
         self.signs.give("loading the student")
         trainer = self._trainer()
+        trainer.student.check_logits(trainer.place.device)
         if self.task.train.packing:
             trainer.student.check_packing(trainer.place.device)
         self.memory["loaded"] = peak_bytes()

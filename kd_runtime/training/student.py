@@ -14,7 +14,7 @@ from kd_runtime.losses.chunked import STATS
 from kd_runtime.losses.divergences import Parameters
 from kd_runtime.losses.head import LossSums, SparseKDHead
 from kd_runtime.models.loading import load_causal_lm
-from kd_runtime.models.logit_rules import LogitRules
+from kd_runtime.models.logit_rules import CHECKED_TOKENS, LogitRules, check_logits
 from kd_runtime.training import attention
 from kd_runtime.training.batches import MicroBatch
 
@@ -82,6 +82,11 @@ class Student(nn.Module):
         """SettingsError where packed rows see each other; a few tokens are run to know."""
         extra: dict[str, Any] = {"row_lengths": ()} if self.own_attention else {}
         attention.check_isolation(self.backbone, extra, self.head.settings.vocab, device)
+
+    def check_logits(self, device: torch.device) -> None:
+        """SettingsError where the model's own logits are not those that the loss is computed on."""
+        extra = {"row_lengths": (CHECKED_TOKENS,)} if self.own_attention else {}
+        check_logits(self.language_model, self.head.settings.vocab, device, "spec.student.model", **extra)
 
 
 def stacked(sums: LossSums, weights: Tensor | None) -> Tensor:

@@ -134,6 +134,14 @@ def test_a_vocabulary_beyond_the_output_head_is_refused(student: Any):
         Examiner(student, 100_000)
 
 
+def test_a_model_whose_logits_are_not_those_that_are_scored_is_refused(student: Any, monkeypatch: pytest.MonkeyPatch):
+    from kd_runtime.evaluation.heldout import Examiner
+
+    monkeypatch.setattr(student.config, "logit_scale", 2.0, raising=False)
+    with pytest.raises(SettingsError, match=r"^model: the logits of \w+ForCausalLM .*scale 2"):
+        Examiner(student, VOCABULARY)
+
+
 def test_batches_hold_similar_lengths_within_the_limit():
     from kd_runtime.evaluation.heldout import batches
 

@@ -186,6 +186,17 @@ def test_the_divergence_is_zero_where_the_student_is_the_teacher(tmp_path: Path,
     assert float(kd.abs().max()) < 5e-6
 
 
+def test_a_student_whose_logits_are_not_those_of_its_loss_is_refused(
+    student: Student, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from kd_runtime.api.failures import SettingsError
+
+    student.check_logits(torch.device("cpu"))
+    monkeypatch.setattr(student.language_model.config, "logit_scale", 2.0, raising=False)
+    with pytest.raises(SettingsError, match=r"^spec\.student\.model: the logits of Qwen3ForCausalLM .*scale 2"):
+        student.check_logits(torch.device("cpu"))
+
+
 def test_packing_is_checked_on_the_model_itself(made: Made, student: Student) -> None:
     from kd_runtime.api.failures import SettingsError
 
