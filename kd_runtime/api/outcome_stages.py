@@ -41,7 +41,7 @@ class GateMetric(StrEnum):
     """What a gate decides on."""
 
     recoveredGap = "recoveredGap"
-    """(baseline - student) / (baseline - teacher) of a measure."""
+    """(baseline - student) / (baseline - teacher) of a measure; unmet where the teacher is not better than the baseline."""
     value = "value"
     """The student's own value of a measure."""
     change = "change"

@@ -22,9 +22,22 @@ class GateOutcome(BaseModel):
 
     metric: str
     of: str
-    value: float
-    bound: float
+    value: float | None
+    """None where there is no gap to recover: the baseline is at the teacher or beyond."""
+    bound: float | None
+    """None where that may be so, at the gate's confidence."""
     passed: bool
+
+    def measured(self, bound: str = "bound") -> str:
+        """``is 0.43, its bound 0.39``, or why there is no such number."""
+        if self.value is None:
+            return "has no gap to recover: the untrained model is at the teacher's value or beyond it"
+        if self.bound is None:
+            return (
+                f"is {self.value:.4g}, without a {bound}: there may be no gap to recover, so close is the untrained model "
+                "to the teacher; hold more prompts out"
+            )
+        return f"is {self.value:.4g}, its {bound} {self.bound:.4g}"
 
 
 class StageResult(BaseModel):

@@ -44,15 +44,21 @@ class Bootstrap:
     acceleration: float
 
     def quantile(self, probability: float) -> float:
-        """The one-sided bound below which ``probability`` of the distribution lies (BCa; Efron 1987, eq. 2.3)."""
+        """The one-sided bound below which ``probability`` of the distribution lies (BCa; Efron 1987, eq. 2.3).
+
+        Infinite where more resamples are than the bound may leave out: BCa's corrections know nothing of such mass.
+        """
         if not np.isfinite(self.value):
             return self.value
+        infinite = self.resamples[np.isinf(self.resamples)]
+        if infinite.size > min(probability, 1 - probability) * self.resamples.size:
+            return float(infinite[0])
         normal = NormalDist()
         z = self.bias + normal.inv_cdf(probability)
         shrink = 1 - self.acceleration * z
         if shrink <= 0:
             return float(self.resamples[-1] if z > 0 else self.resamples[0])
-        return float(np.quantile(self.resamples, normal.cdf(self.bias + z / shrink)))
+        return _quantile(self.resamples, normal.cdf(self.bias + z / shrink))
 
     def lower(self, confidence: float) -> float:
         """The one-sided lower bound at ``confidence``."""
@@ -71,8 +77,8 @@ class Bootstrap:
 def bootstrap(sums: Floats, statistic: Statistic, *, resamples: int = RESAMPLES, seed: int = SEED) -> Bootstrap:
     """The bootstrap distribution of ``statistic`` over prompts.
 
-    ``sums``: [N, S], one line a prompt. ``statistic`` is applied to sums over prompts, in float64. Resamples whose value
-    is not finite (no prompt with a count was drawn) are left out.
+    ``sums``: [N, S], one line a prompt. ``statistic`` is applied to sums over prompts, in float64. Resamples without
+    a value (NaN: no prompt with a count was drawn) are left out; infinite ones say that the statistic is not defined there, and stay.
 
     Raises:
         ValueError: no prompts.
@@ -84,7 +90,7 @@ def bootstrap(sums: Floats, statistic: Statistic, *, resamples: int = RESAMPLES,
         value = float(statistic(total))
         drawn = np.concatenate([statistic(counts @ sums) for counts in _draws(len(sums), resamples, seed)])
         without = statistic(total - sums)
-    drawn = np.sort(drawn[np.isfinite(drawn)])
+    drawn = np.sort(drawn[~np.isnan(drawn)])
     if drawn.size == 0 or not np.isfinite(value):
         return Bootstrap(value, np.array([value]), 0.0, 0.0)
     return Bootstrap(value, drawn, _bias(drawn, value), _acceleration(without))
@@ -98,6 +104,14 @@ def _draws(prompts: int, resamples: int, seed: int) -> Iterator[Floats]:
         lines = min(block, resamples - start)
         picks = random.integers(prompts, size=(lines, prompts)) + np.arange(lines)[:, None] * prompts
         yield np.bincount(picks.ravel(), minlength=lines * prompts).reshape(lines, prompts).astype(np.float64)
+
+
+def _quantile(drawn: Floats, probability: float) -> float:
+    """The linear quantile of sorted ``drawn``; an infinite neighbour is the quantile, for nothing lies between."""
+    low, high = (float(np.quantile(drawn, probability, method=side)) for side in ("lower", "higher"))
+    if np.isfinite(low) and np.isfinite(high):
+        return float(np.quantile(drawn, probability))
+    return high if np.isfinite(low) else low
 
 
 def _bias(drawn: Floats, value: float) -> float:

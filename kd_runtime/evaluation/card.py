@@ -166,8 +166,8 @@ def _gate(stage: str, judged: Judged) -> dict[str, str]:
     return {
         "stage": stage,
         "gate": f"{gate.metric} of {gate.of} {'at least' if least else 'at most'} {gate.value:g} ({100 * gate.confidence:g} % confidence)",
-        "value": f"{outcome.value:.4g}",
-        "bound": f"{outcome.bound:.4g}",
+        "value": "no gap" if outcome.value is None else f"{outcome.value:.4g}",
+        "bound": "–" if outcome.bound is None else f"{outcome.bound:.4g}",
         "verdict": "passed" if outcome.passed else "unmet",
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -32,12 +33,12 @@ class Judged:
     outcome: GateOutcome
 
     def sentence(self) -> str:
-        """``recoveredGap of KL: at least 0.5 with 95 % confidence is asked; the value is 0.43, its lower bound 0.39``."""
+        """``recoveredGap of KL: at least 0.5 with 95 % confidence is asked; it is 0.43, its lower bound 0.39``."""
         least = self.gate.op is GateOp.AtLeast
         return (
             f"{self.gate.metric} of {self.gate.of}: {'at least' if least else 'at most'} {self.gate.value:g} "
-            f"with {100 * self.gate.confidence:g} % confidence is asked; the value is {self.outcome.value:.4g}, "
-            f"its {'lower' if least else 'upper'} bound {self.outcome.bound:.4g}"
+            f"with {100 * self.gate.confidence:g} % confidence is asked; it "
+            f"{self.outcome.measured('lower bound' if least else 'upper bound')}"
         )
 
 
@@ -92,7 +93,8 @@ def _bootstrap(gate: Gate, items: Items, resamples: int) -> Bootstrap:
                 "or take the gate out"
             )
     if metric is GateMetric.recoveredGap:
-        return gap_bootstrap(items, score, resamples=resamples)
+        worst = -math.inf if gate.op is GateOp.AtLeast else math.inf
+        return gap_bootstrap(items, score, no_gap=worst, resamples=resamples)
     if metric is GateMetric.change:
         return change_bootstrap(items, score, resamples=resamples)
     return score_bootstrap(items, score, Who.Student, resamples=resamples)
@@ -102,4 +104,10 @@ def _outcome(gate: Gate, drawn: Bootstrap) -> GateOutcome:
     least = gate.op is GateOp.AtLeast
     bound = drawn.lower(gate.confidence) if least else drawn.upper(gate.confidence)
     passed = bound >= gate.value if least else bound <= gate.value
-    return GateOutcome(metric=gate.metric, of=gate.of, value=drawn.value, bound=bound, passed=bool(passed))
+    return GateOutcome(
+        metric=gate.metric, of=gate.of, value=_finite(drawn.value), bound=_finite(bound), passed=bool(passed)
+    )
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

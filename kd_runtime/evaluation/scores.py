@@ -146,13 +146,22 @@ def score_bootstrap(items: Items, score: Score, who: Who, *, resamples: int = RE
     return bootstrap(items.columns(score, who), lambda sums: ratio(score, sums), resamples=resamples)
 
 
-def gap_bootstrap(items: Items, score: Score, *, resamples: int = RESAMPLES) -> Bootstrap:
-    """Of the recovered gap, (baseline - student) / (baseline - teacher): 0 at the baseline, 1 at the teacher."""
+def gap_bootstrap(items: Items, score: Score, *, no_gap: float = -np.inf, resamples: int = RESAMPLES) -> Bootstrap:
+    """Of the recovered gap, (baseline - student) / (baseline - teacher): 0 at the baseline, 1 at the teacher.
+
+    ``no_gap`` is the value, of the whole or of a resample, where the teacher is not better than the baseline: the ratio
+    would praise a student for getting worse. A score without a better side has its gap towards the teacher.
+    """
     parts = np.concatenate([items.columns(score, who) for who in (Who.Baseline, Who.Student, Who.Teacher)], axis=1)
+    higher = SCORES[score].higher_is_better
+    whole = parts.sum(axis=0)
+    towards = np.sign(ratio(score, whole[0:2]) - ratio(score, whole[4:6]))
+    side = towards if higher is None else -1.0 if higher else 1.0
 
     def recovered(sums: Floats) -> Floats:
         baseline, student, teacher = (ratio(score, sums[..., i : i + 2]) for i in (0, 2, 4))
-        return (baseline - student) / (baseline - teacher)
+        gap = baseline - teacher
+        return np.where(gap * side > 0, (baseline - student) / gap, np.where(np.isnan(gap), np.nan, no_gap))
 
     return bootstrap(parts, recovered, resamples=resamples)
 

@@ -72,6 +72,63 @@ def test_the_recovered_gap_of_perplexity_takes_the_teachers_own():
     assert judged.outcome.value == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("op", ["AtLeast", "AtMost"])
+@pytest.mark.parametrize(
+    ("of", "baseline", "student", "teacher"),
+    [
+        ("Ended", 1.0, 0.6, 1.0),
+        ("Ended", 0.0, 0.4, 0.0),
+        ("Ended", 0.5, 0.2, 0.45),
+        ("CrossEntropy", 1.0, 2.0, 1.2),
+        ("AnswerTokens", 9.0, 12.0, 9.0),
+    ],
+)
+def test_a_gate_on_a_gap_that_is_not_there_is_unmet_and_says_so(
+    of: str, baseline: float, student: float, teacher: float, op: str
+):
+    items = constant(**{f"{of}_baseline": baseline, f"{of}_student": student, f"{of}_teacher": teacher})
+    (judged,) = judge([gate("recoveredGap", of, op, 0.5)], items)
+    assert (judged.outcome.value, judged.outcome.bound, judged.outcome.passed) == (None, None, False)
+    assert judged.sentence().endswith(
+        "is asked; it has no gap to recover: the untrained model is at the teacher's value or beyond it"
+    )
+
+
+def test_the_gap_of_a_score_without_a_better_side_is_the_way_to_the_teacher():
+    items = constant(AnswerTokens_baseline=9.0, AnswerTokens_student=12.0, AnswerTokens_teacher=13.0)
+    (judged,) = judge([gate("recoveredGap", "AnswerTokens", "AtLeast", 0.75)], items)
+    assert judged.outcome.bound == judged.outcome.value == 0.75
+    assert judged.outcome.passed
+
+
+def ended(baseline: int, student: int, teacher: int) -> Items:
+    """So many of 50 answers end, those of the teacher and the student first, the baseline's last."""
+    number = np.arange(PROMPTS)
+    each = {Who.Baseline: number >= PROMPTS - baseline, Who.Student: number < student, Who.Teacher: number < teacher}
+    one = np.ones(PROMPTS)
+    return Items(
+        tuple(f"p{i}" for i in number), {(Score.Ended, who): np.stack([has * one, one], 1) for who, has in each.items()}
+    )
+
+
+@pytest.mark.parametrize("op", ["AtLeast", "AtMost"])
+def test_a_gap_that_may_not_be_there_gives_a_gate_no_bound(op: str):
+    """The teacher ends 26 of 50 answers and the baseline 24: other prompts may well have turned that round."""
+    (judged,) = judge([gate("recoveredGap", "Ended", op, 0.5)], ended(24, 25, 26))
+    assert judged.outcome.value == pytest.approx(0.5)
+    assert judged.outcome.bound is None
+    assert not judged.outcome.passed
+    assert "it is 0.5, without a" in judged.sentence()
+    assert "hold more prompts out" in judged.sentence()
+
+
+def test_a_gap_that_is_surely_there_has_a_bound():
+    (judged,) = judge([gate("recoveredGap", "Ended", "AtLeast", 0.5)], ended(10, 35, 40))
+    assert judged.outcome.bound is not None
+    assert 0.5 < judged.outcome.bound < judged.outcome.value
+    assert judged.outcome.passed
+
+
 def test_the_change_is_the_students_value_less_the_baselines():
     (judged,) = judge([gate("change", "KL", "AtMost", -0.39)], constant(KL_student=0.6, KL_baseline=1.0))
     assert judged.outcome.value == pytest.approx(-0.4)
@@ -104,7 +161,7 @@ def test_student_and_baseline_are_drawn_together():
 def test_the_sentence_names_metric_value_and_bound():
     (judged,) = judge([gate("recoveredGap", "KL", "AtLeast", 0.5)], constant(KL_student=0.6, KL_baseline=1.0))
     assert judged.sentence() == (
-        "recoveredGap of KL: at least 0.5 with 95 % confidence is asked; the value is 0.4, its lower bound 0.4"
+        "recoveredGap of KL: at least 0.5 with 95 % confidence is asked; it is 0.4, its lower bound 0.4"
     )
 
 

@@ -169,7 +169,7 @@ def test_an_unmet_gate_keeps_the_model_back(publishing: Publishing, tmp_path: Pa
         publishing.publish(publishing.target("out"), requireGates=True, gates=UNMET)
     said = str(caught.value)
     assert "exam: value of Agreement: at least 0.8 with 90 % confidence is asked" in said
-    assert "the value is 0.7433, its lower bound 0.7292" in said
+    assert "it is 0.7433, its lower bound 0.7292" in said
     assert "recoveredGap" not in said
     assert not (tmp_path / "out").exists()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ from markupsafe import Markup
 
 from kd_runtime.api.failures import SettingsError
 from kd_runtime.api.job import GateOp
+from kd_runtime.api.result import GateOutcome
 from kd_runtime.evaluation.charts import Axis, Series, legend, line_chart
 from kd_runtime.evaluation.gates import Judged, judge_manifest
 from kd_runtime.evaluation.panels.panel import WHO_TITLES, Figure, Panel, Table, absent
@@ -159,10 +160,15 @@ def _gate_row(judged: Judged) -> dict[str, Any]:
         "passed": outcome.passed,
         "name": f"{names[gate.metric]} {SCORES[score].title}".strip(),
         "asked": f"{'at least' if least else 'at most'} {write(gate.value)}, {100 * gate.confidence:g} % confidence",
-        "value": write(outcome.value),
-        "bound": f"{'lower' if least else 'upper'} bound {write(outcome.bound)}",
+        "measured": _measured(outcome, "lower bound" if least else "upper bound", write),
         "sentence": judged.sentence(),
     }
+
+
+def _measured(outcome: GateOutcome, bound: str, write: Callable[[float], str]) -> str:
+    if outcome.value is None or outcome.bound is None:
+        return outcome.measured(bound)
+    return f"is {write(outcome.value)}, {bound} {write(outcome.bound)}"
 
 
 def scores_panel(sources: Sources, exams: Sequence[Exam]) -> Panel:

@@ -145,11 +145,7 @@ def _succeed(d: Draft, name: str, over: Over, result: StageResult) -> None:
         disruptions=stage.disruptions + over.replaced,
         rows=_rows(counts),
         metrics=tuple(Metric(name=k, value=v) for k, v in sorted(result.metrics.items())[:MAX_METRICS]),
-        gates_unmet=tuple(
-            f"{gate.metric} of {gate.of} is {gate.value:.4g}, its bound {gate.bound:.4g}"
-            for gate in result.gates
-            if not gate.passed
-        ),
+        gates_unmet=tuple(f"{gate.metric} of {gate.of} {gate.measured()}" for gate in result.gates if not gate.passed),
     )
     sum_attempts(d)
     d.doing(Reason.Running, _done(over.child, counts))
