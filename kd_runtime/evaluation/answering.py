@@ -13,6 +13,7 @@ import torch
 
 from kd_runtime.evaluation.heldout import batches
 from kd_runtime.evaluation.repeats import Repeat, longest_repeat
+from kd_runtime.models.reasoning import without_reasoning
 
 BATCH_TOKENS = 8192
 """Tokens of prompts and answers that are in the making at a time: bounds the memory of keys and values."""
@@ -48,8 +49,11 @@ def measured(text: str, ids: Sequence[int], ended: bool) -> Answer:
 
 
 def exact_match(text: str, references: Sequence[str]) -> bool:
-    """True where the text equals one reference: NFC, white space at the ends taken off and runs of it made one space."""
-    return _plain(text) in {_plain(reference) for reference in references}
+    """True where the text equals one reference: NFC, white space at the ends taken off and runs of it made one space.
+
+    The text is compared without its reasoning, as ingest took it off the references.
+    """
+    return _plain(without_reasoning(text)) in {_plain(reference) for reference in references}
 
 
 def _plain(text: str) -> str:

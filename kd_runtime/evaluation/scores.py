@@ -81,7 +81,7 @@ SCORES: dict[Score, ScoreInfo] = {
         "share",
         True,
         "answers",
-        "Share of answers equal to one of the dataset's references, white space at the ends and runs of it aside.",
+        "Share of answers equal to one of the dataset's references, reasoning and runs of white space aside.",
     ),
     Score.Ended: ScoreInfo(
         "Answers that end",

@@ -17,7 +17,8 @@ import numpy.typing as npt
 from kd_runtime.api.dataset import LossOn
 from kd_runtime.api.failures import DataError, SettingsError
 from kd_runtime.models.loading import load_tokenizer
-from kd_runtime.models.turns import END_THINK, THINK, Message, Span, TurnNotFound, assistant_turns, last_turn
+from kd_runtime.models.reasoning import END_THINK, THINK
+from kd_runtime.models.turns import Message, Span, TurnNotFound, assistant_turns, last_turn
 
 ROLES = ("system", "user", "assistant", "tool")
 _PROBE = "kd-probe"

@@ -16,8 +16,6 @@ Render = Callable[[Sequence[Message], bool], str]
 """(messages, add_generation_prompt) -> text."""
 Span = tuple[int, int]
 """[start, end) in characters."""
-THINK, END_THINK = "<think>", "</think>"
-"""Around the reasoning that an answer's content holds."""
 
 
 class TurnNotFound(Exception):

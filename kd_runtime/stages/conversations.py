@@ -10,12 +10,11 @@ from typing import Any
 
 from kd_runtime.api.dataset import DatasetFields, Reasoning
 from kd_runtime.artifacts.rejects import not_utf8
-from kd_runtime.models.turns import END_THINK, THINK
+from kd_runtime.models.reasoning import without_reasoning
 from kd_runtime.stages.dataset_records import Reason, RejectedRow
 
 _CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f]")
 """Control characters but tab, line feed, vertical tab, form feed and carriage return."""
-_THOUGHT = re.compile(r"\s*<think>.*?</think>\s*", re.DOTALL)
 ROLES = ("system", "user", "assistant", "tool")
 
 
@@ -64,14 +63,6 @@ def conversation_of(record: Mapping[str, Any], fields: DatasetFields, reasoning:
             )
         response = messages.pop()["content"]
     return _finished(messages, response, reasoning, fields)
-
-
-def without_reasoning(text: str) -> str:
-    """``text`` after its leading ``<think>…</think>``; '' where that is never closed. Templates may have opened it."""
-    if text.lstrip().startswith(THINK):
-        return "" if END_THINK not in text else _THOUGHT.sub("", text, count=1)
-    head, closed, rest = text.partition(END_THINK)
-    return rest.lstrip() if closed and THINK not in head else text
 
 
 def _finished(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from kd_runtime.api.dataset import Reasoning
 from kd_runtime.api.failures import SettingsError
+from kd_runtime.models.reasoning import END_THINK, THINK
 from kd_runtime.models.templates import Template
-from kd_runtime.models.turns import END_THINK, THINK
 from kd_runtime.stages.context import StageContext
 
 

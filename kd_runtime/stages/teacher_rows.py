@@ -13,12 +13,11 @@ from kd_runtime.artifacts.manifest import Manifest
 from kd_runtime.artifacts.rejects import REJECTS, Reject, encode_rejects, reasons
 from kd_runtime.artifacts.rows import BLOCK_ROWS, MergingWriter, Parent, Row, row_key
 from kd_runtime.artifacts.units import Pair, UnitStore
+from kd_runtime.models.reasoning import END_THINK, THINK, without_reasoning
 from kd_runtime.models.templates import Rendered, Template
-from kd_runtime.models.turns import END_THINK, THINK
 from kd_runtime.planning.tokenizers import tokenizer_digest
 from kd_runtime.stages.asking import Covered, IndexedRows, check_rejected
 from kd_runtime.stages.context import StageContext
-from kd_runtime.stages.conversations import without_reasoning
 from kd_runtime.stages.rendering import template_of
 from kd_runtime.stages.teacher_answers import AnswersReader
 from kd_runtime.teachers.answers import Answer

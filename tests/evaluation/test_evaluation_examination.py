@@ -149,3 +149,16 @@ def test_lines_of_answers_have_all_three_side_by_side():
 )
 def test_exact_match_overlooks_white_space_alone(text: str, references: list[str], matches: bool):
     assert exact_match(text, references) is matches
+
+
+@pytest.mark.parametrize(
+    ("text", "matches"),
+    [
+        ("<think>\n2 + 2 = 4\n</think>\n\n4", True),
+        ("2 + 2 = 4\n</think>\n\n4", True),
+        ("<think>\n4\n</think>\n\n5", False),
+        ("<think>\n4", False),
+    ],
+)
+def test_an_answer_is_compared_without_its_reasoning_as_references_are(text: str, matches: bool):
+    assert exact_match(text, ["4"]) is matches
