@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -61,8 +62,8 @@ def specs(vocab: int) -> dict[str, ShardSpec]:
 def made(model_dir: Path, data: Path, trained: int, held_out: int) -> Rows:
     """Have the teacher answer ``trained + held_out`` instructions, sampled at temperature 1, and keep what it thinks."""
     engine = TransformersEngine.load(model_dir, "float32", 512)
-    lines = data.read_text().splitlines()[: trained + held_out]
-    questions = [str(json.loads(line)["instruction"]) for line in lines]
+    with data.open(encoding="utf-8", newline="\n") as lines:
+        questions = [str(json.loads(line)["instruction"]) for line in islice(lines, trained + held_out)]
     torch.manual_seed(0)
     items = [item for at in range(0, len(questions), BATCH) for item in _answered(engine, questions[at : at + BATCH])]
     influence = block_influence(engine._model, [item.ids.tolist() for item in items[held_out : held_out + 16]])

@@ -51,10 +51,13 @@ class Sources:
         return json.loads(self.text(manifest, path))
 
     def records(self, manifest: Manifest, path: str) -> list[Any]:
-        """The records of one file of JSON lines of an artifact; none where it does not hold that file."""
+        """The records of one file of JSON lines of an artifact; none where it does not hold that file.
+
+        Lines end at a line feed alone: text in JSON may hold what `str.splitlines` takes for an end (U+2028, U+0085).
+        """
         if not self.has(manifest, path):
             return []
-        return [json.loads(line) for line in self.text(manifest, path).splitlines() if line.strip()]
+        return [json.loads(line) for line in self.text(manifest, path).split("\n") if line.strip()]
 
     def externals(self) -> Iterator[tuple[str, External]]:
         """Every external of the plan once, with all roles that it plays: (``model, tokenizer``, external)."""

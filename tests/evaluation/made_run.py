@@ -25,7 +25,7 @@ from kd_runtime.evaluation.scores import Items, Score, Who, write_items
 from kd_runtime.planning.plan import External, Plan, PlannedStage, StageType
 
 PROMPTS, MAX_TOKENS = 36, 160
-HOSTILE = '<script>alert("x")</script><img src=x onerror=alert(1)> & "quotes" </title>'
+HOSTILE = '<script>alert("x")</script><img src=x onerror=alert(1)> & "quotes" </title> one\u2028two\u2029three\x85four'
 QUESTIONS = (
     (
         "Why do leaves change colour in autumn?",
