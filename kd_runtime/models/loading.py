@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kd_runtime.api.failures import SettingsError
+from kd_runtime.planning.sources import ADAPTER, ADAPTER_REFUSED
 
 if TYPE_CHECKING:
     import torch
@@ -42,14 +43,16 @@ def load_causal_lm(
         trust_remote_code: run Python that lies beside the weights.
 
     Raises:
-        SettingsError: the directory holds no model that transformers can load.
+        SettingsError: the directory holds no model that transformers can load, or an adapter beside it.
     """
     from transformers import AutoModelForCausalLM
 
+    if (folder / ADAPTER).exists():
+        raise SettingsError(f"{folder}: {ADAPTER_REFUSED}")
     _without_bars()
     try:
         model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, trust_remote_code=trust_remote_code, local_files_only=True
+            folder, dtype=dtype, trust_remote_code=trust_remote_code, local_files_only=True, use_safetensors=True
         )
     except (OSError, ValueError, KeyError) as error:
         raise SettingsError(f"{folder}: holds no model that transformers loads ({_first_line(error)})") from error

@@ -11,7 +11,7 @@ from kd_runtime.artifacts.cache import Cache
 from kd_runtime.artifacts.store import body_sha256
 from kd_runtime.planning.digests import DigestMemory
 from kd_runtime.planning.plan import External, ExternalFile
-from kd_runtime.planning.sources import StoreSource, open_model, open_source
+from kd_runtime.planning.sources import SourceFile, StoreSource, model_files, open_model, open_source, tokenizer_files
 
 
 def secret_token(secret: str | None) -> str | None:
@@ -45,9 +45,23 @@ def _checked_in_place(external: External, source: StoreSource, memory: DigestMem
         file = there.get(wanted.path)
         if file is None or memory.sha256(source, file) != wanted.sha256:
             raise _changed(external, wanted)
+    known = {file.path for file in external.files}
+    added = [file.path for file in _read(external.kind, list(there.values())) if file.path not in known]
+    if added:
+        raise DataError(
+            f"{external.uri.rstrip('/')}/{added[0]}: was added since the plan was made, and loading would read it; "
+            "plan again to take what is there now"
+        )
     folder = source.local("")
     assert folder is not None
     return folder
+
+
+def _read(kind: str, files: list[SourceFile]) -> list[SourceFile]:
+    """Those that loading reads whatever the plan listed; a dataset's and a template's are opened by the plan's names."""
+    if kind == "tokenizer":
+        return tokenizer_files(files)
+    return model_files(files) if kind in ("model", "teacher") else []
 
 
 def _copied(external: External, source: object, cache: Cache) -> Path:

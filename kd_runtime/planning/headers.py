@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kd_runtime.api.failures import DataError, SettingsError
-from kd_runtime.planning.sources import Source, SourceFile
+from kd_runtime.planning.sources import WEIGHTS_INDEX, WHOLE_WEIGHTS, Source, SourceFile
 
 MAX_HEADER_BYTES = 100 << 20
 DTYPE_BYTES = {
@@ -71,7 +71,7 @@ def read_header(source: Source, files: list[SourceFile]) -> ModelHeader:
     """Shape of the model at ``source``; checks that every safetensors file is as long as its header says.
 
     Raises:
-        SettingsError: no config.json, no *.safetensors.
+        SettingsError: no config.json, no model.safetensors and no index of its parts.
         DataError: a file is cut off or its header is not readable; the message names the file.
     """
     names = {f.path for f in files}
@@ -79,9 +79,12 @@ def read_header(source: Source, files: list[SourceFile]) -> ModelHeader:
         raise SettingsError(
             f"{source.uri}: holds no config.json, so it is not a Hugging Face model folder; check the URI"
         )
+    if WHOLE_WEIGHTS not in names and WEIGHTS_INDEX not in names:
+        raise SettingsError(
+            f"{source.uri}: holds neither {WHOLE_WEIGHTS} nor {WEIGHTS_INDEX}; convert the weights to safetensors first "
+            "(save_pretrained does), under these names"
+        )
     weights = [f for f in files if f.path.endswith(".safetensors")]
-    if not weights:
-        raise SettingsError(f"{source.uri}: holds no *.safetensors; convert the weights to safetensors first")
     config = read_config(source)
     text = config.get("text_config") or config
     heads = int(text.get("num_attention_heads") or 1)
@@ -136,12 +139,11 @@ def _file_parameters(source: Source, file: SourceFile) -> int:
 
 
 def _check_index(source: Source, names: set[str]) -> None:
-    index = "model.safetensors.index.json"
-    if index not in names:
+    if WEIGHTS_INDEX not in names:
         return
-    wanted = set(json.loads(source.read(index))["weight_map"].values())
+    wanted = set(json.loads(source.read(WEIGHTS_INDEX))["weight_map"].values())
     missing = sorted(wanted - names)
     if missing:
         raise DataError(
-            f"{source.uri}: {index} names {missing[0]}, which is not there ({len(missing)} files missing); upload it"
+            f"{source.uri}: {WEIGHTS_INDEX} names {missing[0]}, which is not there ({len(missing)} files missing); upload it"
         )

@@ -18,6 +18,8 @@ from kd_runtime.planning.headers import ModelHeader, read_header
 from kd_runtime.planning.keys import SEMANTICS, asking_key, digest, stage_key
 from kd_runtime.planning.plan import External, ExternalFile, Plan, PlannedStage, StageType
 from kd_runtime.planning.sources import (
+    ADAPTER,
+    ADAPTER_REFUSED,
     Source,
     SourceFile,
     StoreSource,
@@ -69,6 +71,8 @@ class Resolver:
                     f"{source.uri}: holds neither tokenizer.json nor tokenizer.model; save the tokenizer beside the weights"
                 )
         else:
+            if any(f.path == ADAPTER for f in there):
+                raise SettingsError(f"{source.uri}: {ADAPTER_REFUSED}")
             chosen = model_files(there, remote_code=source.trust_remote_code)
             self.headers[source.uri] = read_header(opened, chosen)
         return self._external(kind, source.uri, opened, chosen, source.revision, secret)

@@ -31,6 +31,14 @@ TOKENIZER_FILES = tuple(
     f for f in MODEL_FILES if f not in ("config.json", "generation_config.json", "preprocessor_config.json")
 )
 WEIGHTS = (".safetensors", ".safetensors.index.json")
+WHOLE_WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
+"""One of them is what loading starts from; other *.safetensors beside them count, since vLLM reads them all."""
+ADAPTER = "adapter_config.json"
+"""Where it lies beside weights, transformers puts its adapter on them: such a folder is refused."""
+ADAPTER_REFUSED = (
+    f"{ADAPTER} lies beside the weights, and transformers would change them by it; merge the adapter into the weights "
+    "(PEFT's merge_and_unload) and save the model, or take its files out"
+)
 POINTER = "kd.json"
 """A published model's folder holds this file: it names the folder that is current (contract 10)."""
 

@@ -59,6 +59,13 @@ def test_a_folder_without_weights_is_refused(model: Path) -> None:
         read(model)
 
 
+def test_weights_under_another_name_are_refused(model: Path) -> None:
+    (model / "model.safetensors").rename(model / "old.safetensors")
+    (model / "pytorch_model.bin").write_bytes(b"loaded instead")
+    with pytest.raises(SettingsError, match=r"neither model\.safetensors nor model\.safetensors\.index\.json"):
+        read(model)
+
+
 def test_a_published_folder_is_read_through_its_pointer(model: Path, tmp_path: Path) -> None:
     (tmp_path / "kd.json").write_text(json.dumps({"path": "model/"}))
     source = open_model(f"file://{tmp_path}")

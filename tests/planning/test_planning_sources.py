@@ -108,6 +108,32 @@ def test_a_changed_local_model_is_refused(tmp_path: Path, memory: DigestMemory) 
         fetch_external(external, Cache(tmp_path / "cache"), memory)
 
 
+@pytest.mark.parametrize(
+    ("kind", "file"), [("model", "model.safetensors.index.json"), ("tokenizer", "special_tokens_map.json")]
+)
+def test_a_file_that_loading_reads_and_the_plan_did_not_see_is_refused(
+    tmp_path: Path, memory: DigestMemory, kind: str, file: str
+) -> None:
+    external = external_of(open_model(f"file://{fake_model(tmp_path / 'm')}"), memory).model_copy(update={"kind": kind})
+    (tmp_path / "m" / "notes.txt").write_text("read by nobody")
+    assert fetch_external(external, Cache(tmp_path / "cache"), memory) == tmp_path / "m"
+    (tmp_path / "m" / file).write_text("{}")
+    with pytest.raises(DataError, match=rf"m/{file}: was added since the plan was made.*plan again"):
+        fetch_external(external, Cache(tmp_path / "cache"), memory)
+
+
+def test_a_model_with_an_adapter_beside_its_weights_is_refused(tmp_path: Path) -> None:
+    folder = fake_model(tmp_path / "m")
+    (folder / "adapter_config.json").write_text("{}")
+    store = open_store(f"file://{tmp_path}/store/")
+    spec = parse_job(job(FULL, tmp_path, tmp_path / "data.jsonl", f"file://{tmp_path}/store/")).spec
+    resolver = Resolver(spec, store, DigestMemory(store))
+    source = ModelSource(uri=f"file://{folder}/")
+    with pytest.raises(SettingsError, match=r"m/: adapter_config\.json lies beside the weights.*merge the adapter"):
+        resolver.model(source)
+    assert resolver.model(source, "tokenizer").digest
+
+
 def test_a_digest_is_computed_once_and_remembered(
     tmp_path: Path, memory: DigestMemory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
