@@ -66,7 +66,8 @@ def _read(kind: str, files: list[SourceFile]) -> list[SourceFile]:
 
 def _copied(external: External, source: object, cache: Cache) -> Path:
     folder = cache.folder(external.digest)
-    if cache.is_complete(external.digest):
+    named = all((folder / wanted.path).exists() for wanted in external.files)  # one file's name is not in its digest
+    if named and cache.is_complete(external.digest):
         return folder
     for wanted in external.files:
         path = folder / wanted.path

@@ -8,6 +8,7 @@ import pytest
 from fakes import fake_model
 from hub import RecordedHub
 from manifests import FULL, job
+from s3_server import S3Server
 
 from kd_runtime.api.failures import DataError, DeniedError, SettingsError
 from kd_runtime.api.job import ModelSource
@@ -98,6 +99,28 @@ def test_a_gated_repository_asks_for_a_token(tmp_path: Path, monkeypatch: pytest
         with pytest.raises(DeniedError, match="secretRef"):
             HubSource("hf://owner/name", "main", "wrong").files()
         assert HubSource("hf://owner/name", "main", "right").files()
+
+
+def test_one_file_is_found_in_the_cache_under_each_of_its_names(
+    tmp_path: Path, memory: DigestMemory, monkeypatch: pytest.MonkeyPatch, s3_server: S3Server
+) -> None:
+    """A file that was renamed has the digest that it had, and its copy has the old name."""
+    for variable, value in s3_server.environment().items():
+        monkeypatch.setenv(variable, value)
+    bucket = {"endpoint": s3_server.url, "region": "us-east-1"}
+    store = open_store(f"s3://{s3_server.bucket}/renamed/", **bucket)
+    cache, digests = Cache(tmp_path / "cache"), set()
+    for name in ("old.jinja", "new.jinja", "old.jinja"):
+        store.put(name, b"{{ messages }}")
+        source = open_source(f"s3://{s3_server.bucket}/renamed/{name}", **bucket)
+        (file,) = source.files()
+        listed = ExternalFile(path=file.path, size=file.size, sha256=memory.sha256(source, file))
+        digest = content_digest([("", listed.sha256)])
+        external = External(kind="template", uri=source.uri, digest=digest, size=file.size, files=(listed,))
+        folder = fetch_external(external, cache, memory, **bucket)
+        assert (folder / name).read_bytes() == b"{{ messages }}"
+        digests.add(digest)
+    assert len(digests) == 1
 
 
 def test_a_changed_local_model_is_refused(tmp_path: Path, memory: DigestMemory) -> None:
