@@ -83,7 +83,7 @@ class Dataset(Model):
     )
 
     uri: Annotated[Address, Unkeyed]
-    """A file, a prefix that ends in /, or hf://datasets/OWNER/NAME with a revision."""
+    """A file, a prefix that ends in /, or hf://datasets/OWNER/NAME with a revision. What is hidden below it is not read."""
     revision: Annotated[Annotated[str, Field(min_length=1, max_length=128)] | None, Unkeyed] = None
     """Commit, tag or branch on the Hub; it is resolved to a commit when the job is planned."""
     format: Annotated[DatasetFormat, Keyed]

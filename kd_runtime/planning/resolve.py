@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from kd_runtime.api.classes import keyed, recorded
@@ -93,14 +92,14 @@ class Resolver:
         )
 
     def dataset(self, source: Dataset) -> External:
-        """The dataset's files as an external.
+        """The dataset's files as an external: those with content, hidden ones and those in hidden folders left out.
 
         Raises:
             DataError: nothing is there.
         """
         secret = f"{source.secret_ref.name}/{source.secret_ref.key}" if source.secret_ref else None
         opened = open_source(source.uri, revision=source.revision, token=secret_token(secret), **self._s3())
-        chosen = [f for f in opened.files() if not Path(f.path).name.startswith(".") and f.size]
+        chosen = [f for f in opened.files() if f.size and not any(part.startswith(".") for part in f.path.split("/"))]
         if not chosen:
             raise DataError(f"spec.dataset.uri: {source.uri} holds no file with content; check the URI")
         return self._external("dataset", source.uri, opened, chosen, source.revision, secret)

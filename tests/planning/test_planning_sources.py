@@ -166,6 +166,25 @@ def test_a_digest_is_computed_once_and_remembered(
     assert external_of(source, DigestMemory(memory._store)).digest == first.digest
 
 
+def test_hidden_folders_of_a_dataset_are_left_out_as_hidden_files_are(tmp_path: Path) -> None:
+    """A run folder beside the data (.kd) and a notebook's checkpoints hold JSON lines, too."""
+    places = (
+        "a.jsonl",
+        "more/b.jsonl",
+        ".c.jsonl",
+        ".kd/store/rejects.jsonl",
+        "more/.ipynb_checkpoints/b.jsonl",
+        "_SUCCESS",
+    )
+    for place in places:
+        (tmp_path / "data" / place).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "data" / place).write_text("" if place == "_SUCCESS" else '{"instruction": "a"}\n')
+    store = open_store(f"file://{tmp_path}/store/")
+    spec = parse_job(job(FULL, tmp_path, tmp_path / "data", f"file://{tmp_path}/store/")).spec
+    external = Resolver(spec, store, DigestMemory(store)).dataset(spec.dataset)
+    assert [file.path for file in external.files] == ["a.jsonl", "more/b.jsonl"]
+
+
 def test_another_scheme_is_refused() -> None:
     with pytest.raises(SettingsError, match="use hf://, s3:// or file://"):
         open_source("ftp://host/x")
