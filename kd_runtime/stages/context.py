@@ -9,7 +9,7 @@ from typing import Any
 from kd_runtime.api.failures import TransientError
 from kd_runtime.api.job import Stage
 from kd_runtime.artifacts.cache import Cache
-from kd_runtime.artifacts.manifest import Manifest, read_manifest
+from kd_runtime.artifacts.manifest import InputRef, Manifest, read_manifest
 from kd_runtime.artifacts.store import Store
 from kd_runtime.artifacts.writer import ArtifactWriter
 from kd_runtime.planning.digests import DigestMemory
@@ -68,6 +68,11 @@ class StageContext:
             self._manifests[role] = manifest
         return self._manifests[role]
 
+    @property
+    def inputs_read(self) -> dict[str, InputRef]:
+        """Every input that ``input`` has handed out, by role: its key, and its content as it was read."""
+        return {role: InputRef(key=m.key, content_digest=m.content_digest) for role, m in self._manifests.items()}
+
     def has(self, role: str) -> bool:
         """True where the stage has this input, from another stage or from outside."""
         return role in self.stage.inputs or role in self.stage.externals
@@ -93,7 +98,7 @@ class StageContext:
 
     def new_artifact(self) -> ArtifactWriter:
         """A writer for this stage's artifact; its ``commit`` records every input that ``input`` has handed out."""
-        inputs = {role: (m.key, m.content_digest) for role, m in self._manifests.items()}
+        inputs = {role: (ref.key, ref.content_digest) for role, ref in self.inputs_read.items()}
         externals = {role: e.digest for role, e in self.stage.externals.items()}
         return ArtifactWriter(
             self.store,

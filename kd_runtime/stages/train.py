@@ -6,7 +6,6 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from kd_runtime.stages.context import StageContext, StageOutcome
 from kd_runtime.training import checkpoints
 from kd_runtime.training.faults import INEXACT
 from kd_runtime.training.gang import Gang, GangError, Placement
+from kd_runtime.training.order import training_order
 from kd_runtime.training.reshaping import universal
 from kd_runtime.training.selection import RowFacts, Selection, select
 from kd_runtime.training.signs import Sign
@@ -46,7 +46,7 @@ def run(ctx: StageContext) -> StageOutcome:
     placement = Placement.of(ctx.settings.resources.nodes, ctx.settings.resources.gpus_per_node, ctx.index, os.environ)
     task = inputs.task(ctx, placement)
     resumed = checkpoints.newest(
-        ctx.store, ctx.stage.key, _fits(placement, task), ctx.work / "resume", lambda said: _say(ctx, said)
+        ctx.store, ctx.stage.key, task.trajectory, ctx.work / "resume", lambda said: _say(ctx, said)
     )
     if resumed is not None:
         task = _going_on(ctx, task, placement, *resumed)
@@ -116,6 +116,11 @@ class _Inputs:
             micro_batch=_bound(self.train, ctx.settings.resources.gpus_per_node),
             out=ctx.work / "train",
             store=StoreAddress(uri=ctx.store.uri, endpoint=artifacts.endpoint, region=artifacts.region),
+            trajectory=checkpoints.Trajectory(
+                zero_stage=zero_stage(self.train),
+                inputs=ctx.inputs_read,
+                steps=training_order(self.train, self.selection.copies).steps,
+            ),
             work_prefix=f"{checkpoints.work_prefix(ctx.stage.key)}{ctx.writer}/",
             threads=threads_each(placement.here, os.environ),
         )
@@ -160,18 +165,6 @@ def _bound(train: Train, gpus: int) -> MicroBatchBound:
     return MicroBatchBound(tokens=AUTO_TOKENS[gpus > 0])
 
 
-def _fits(placement: Placement, task: RankTask) -> Callable[[checkpoints.Checkpoint], str | None]:
-    """Why a checkpoint cannot be gone on from."""
-
-    def reason(checkpoint: checkpoints.Checkpoint) -> str | None:
-        stage = zero_stage(task.train)
-        if checkpoint.zero_stage != stage:
-            return f"it was written at ZeRO stage {checkpoint.zero_stage}, this run has {stage}"
-        return None
-
-    return reason
-
-
 def _going_on(
     ctx: StageContext, task: RankTask, placement: Placement, checkpoint: checkpoints.Checkpoint, folder: Path
 ) -> RankTask:
@@ -182,7 +175,7 @@ def _going_on(
         "micro_batch": MicroBatchBound(**checkpoint.micro_batch),
     }
     said = f"going on after step {checkpoint.step}"
-    if checkpoint.world_size != placement.world and checkpoint.zero_stage > 0:
+    if checkpoint.world_size != placement.world and checkpoint.trajectory.zero_stage > 0:
         said += f", whose shards {checkpoint.world_size} ranks wrote, with {placement.world}"
         changes |= {"resume": universal(folder), "universal": True}
     _say(ctx, said)

@@ -15,7 +15,7 @@ from kd_runtime.training.batches import MicroBatchRule
 from kd_runtime.training.engine import deepspeed_config, loading, sharded_loading, start_engine
 from kd_runtime.training.examples import ExampleSource
 from kd_runtime.training.loop import Place, Trainer
-from kd_runtime.training.order import TrainingOrder
+from kd_runtime.training.order import training_order
 from kd_runtime.training.selection import Selection
 from kd_runtime.training.student import build_student
 from kd_runtime.training.task import RankTask
@@ -40,7 +40,7 @@ def assemble(task: RankTask) -> Trainer:
         engine=engine,
         student=student,
         train=train,
-        order=training_order(task, selection),
+        order=training_order(train, selection.copies),
         source=ExampleSource(
             RowsReader(task.rows),
             logits,
@@ -53,19 +53,6 @@ def assemble(task: RankTask) -> Trainer:
         head_entries=spec.k + spec.m if spec else 0,
         temperatures=spec.known_temperatures if spec else (1.0,),
         place=place(),
-    )
-
-
-def training_order(task: RankTask, selection: Selection) -> TrainingOrder:
-    """The run's order of rows; maxSteps replaces epochs."""
-    train = task.train
-    return TrainingOrder(
-        copies=selection.copies,
-        seed=train.seed,
-        window_blocks=train.shuffle_window_blocks,
-        batch_rows=train.global_batch_size,
-        epochs=None if train.max_steps else train.epochs,
-        max_steps=train.max_steps,
     )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from kd_runtime.api.failures import StorageError
-from kd_runtime.artifacts.manifest import ObjectRef
+from kd_runtime.artifacts.manifest import InputRef, ObjectRef
 from kd_runtime.artifacts.store import Missing, Store, body_sha256
 
 MANIFEST = "manifest.json"
@@ -17,17 +17,45 @@ LOG = "train.jsonl"
 """The training log up to the checkpoint, beside DeepSpeed's files."""
 
 
+class Trajectory(BaseModel):
+    """What a run must have in common with a checkpoint to go on from it, and what their common key does not pin."""
+
+    model_config = ConfigDict(frozen=True)
+
+    zero_stage: int
+    inputs: dict[str, InputRef]
+    """By role, as the artifact's manifest will record them: an input can be made anew, with other content, under its key."""
+    steps: int
+    """Of the whole run: the learning rate of each follows from it."""
+
+    def departs(self, other: Trajectory) -> str | None:
+        """Why a run on ``other`` cannot go on from a checkpoint on this one, or None."""
+        if self.zero_stage != other.zero_stage:
+            return f"it was written at ZeRO stage {self.zero_stage}, this run has {other.zero_stage}"
+        for role in sorted({*self.inputs, *other.inputs}):
+            was, now = self.inputs.get(role), other.inputs.get(role)
+            if was != now:
+                return f"input {role} had content {_content(was)} when it was written, and has {_content(now)} now"
+        if self.steps != other.steps:
+            return f"it was written by a run of {self.steps} steps, this one has {other.steps}"
+        return None
+
+
+def _content(ref: InputRef | None) -> str:
+    return ref.content_digest[:12] if ref is not None else "none"
+
+
 class Checkpoint(BaseModel):
     """What one checkpoint consists of, and which runs can go on from it."""
 
     model_config = ConfigDict(frozen=True)
 
-    version: int = 1
+    version: int = 2
     step: int
     """Optimizer steps that are done: the next step's number, from 0. The sampler's position, the learning rate and the
     random numbers of a step all follow from it."""
     world_size: int
-    zero_stage: int
+    trajectory: Trajectory
     micro_batch: dict[str, int]
     """What Auto chose, or the setting: going on with another would round sums otherwise."""
     threads: int
@@ -80,18 +108,17 @@ def delete_all(store: Store, key: str) -> None:
 
 
 def newest(
-    store: Store, key: str, fits: Callable[[Checkpoint], str | None], folder: Path, say: Callable[[str], None]
+    store: Store, key: str, trajectory: Trajectory, folder: Path, say: Callable[[str], None]
 ) -> tuple[Checkpoint, Path] | None:
     """Download the newest checkpoint that verifies into ``folder``; None where there is none.
 
-    ``fits`` says why this run cannot go on from a checkpoint, or None. One that is damaged, gone or does not fit is
-    passed over for the next older, and ``say`` is told.
+    One that is damaged, gone or not on this run's ``trajectory`` is passed over for the next older, and ``say`` is told.
     """
     for name in _manifest_names(store, key):
         prefix = name.removesuffix(MANIFEST)
         try:
             checkpoint = _read(store, name)
-            reason = fits(checkpoint)
+            reason = checkpoint.trajectory.departs(trajectory)
             if reason is None:
                 return checkpoint, _download(store, checkpoint, folder / f"step-{checkpoint.step}")
         except (Missing, StorageError) as error:

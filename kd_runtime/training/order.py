@@ -9,6 +9,8 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
+from kd_runtime.api.job import Train
+
 BLOCK_ROWS = 256
 """Consecutive rows of the rows artifact that are shuffled as one block (its Parquet row groups)."""
 
@@ -140,6 +142,18 @@ class TrainingOrder:
             self.__dict__["_last_window"] = cached
         rows_of_window: Ints = cached[1]
         return rows_of_window
+
+
+def training_order(train: Train, copies: npt.NDArray[np.integer]) -> TrainingOrder:
+    """The order of a run that sees each row as often an epoch as ``copies`` says; maxSteps replaces epochs."""
+    return TrainingOrder(
+        copies=copies,
+        seed=train.seed,
+        window_blocks=train.shuffle_window_blocks,
+        batch_rows=train.global_batch_size,
+        epochs=None if train.max_steps else train.epochs,
+        max_steps=train.max_steps,
+    )
 
 
 def _shuffled_rows(rows: Ints, copies: npt.NDArray[np.integer], *seed: int) -> Ints:

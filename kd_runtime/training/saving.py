@@ -60,7 +60,7 @@ class Saver:
             checkpoint = checkpoints.Checkpoint(
                 step=done,
                 world_size=trainer.place.world,
-                zero_stage=zero_stage(task.train),
+                trajectory=task.trajectory,
                 micro_batch=trainer.rule.facts(),
                 threads=task.threads,
                 writer=writer,

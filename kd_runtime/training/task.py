@@ -7,6 +7,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from kd_runtime.api.job import Precision, Train
+from kd_runtime.training.checkpoints import Trajectory
 
 
 class MicroBatchBound(BaseModel):
@@ -52,6 +53,8 @@ class RankTask(BaseModel):
     store: StoreAddress
     work_prefix: str
     """Where checkpoints lie in the store: work/<key>/<writer>/."""
+    trajectory: Trajectory
+    """What its checkpoints say of this run."""
     resume: Path | None = None
     """A downloaded checkpoint's folder."""
     resume_step: int = 0

@@ -12,6 +12,7 @@ from training.tiny_runs import KEY, WRITER, settings
 from kd_runtime.api.failures import ExitClass
 from kd_runtime.stages import train
 from kd_runtime.stages.context import StageContext
+from kd_runtime.training.checkpoints import Trajectory
 from kd_runtime.training.faults import INEXACT, recognised
 from kd_runtime.training.gang import GangError, Placement
 from kd_runtime.training.task import MicroBatchBound, RankTask, StoreAddress
@@ -46,6 +47,7 @@ def task(tmp_path: Path) -> RankTask:
         micro_batch=MicroBatchBound(rows=4),
         out=tmp_path / "out",
         store=StoreAddress(uri=f"file://{tmp_path}/store"),
+        trajectory=Trajectory(zero_stage=0, inputs={}, steps=3),
         work_prefix=f"work/{KEY}/{WRITER}/",
     )
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from kd_runtime.artifacts.manifest import InputRef
 from kd_runtime.artifacts.store import Store, open_store
 from kd_runtime.training import checkpoints
-from kd_runtime.training.checkpoints import Checkpoint
+from kd_runtime.training.checkpoints import Checkpoint, Trajectory
 
 KEY = "ab" * 32
+RUN = Trajectory(zero_stage=2, inputs={"rows": InputRef(key="r" * 64, content_digest="c" * 64)}, steps=12)
 
 
 @pytest.fixture
@@ -18,20 +21,28 @@ def store(tmp_path: Path) -> Store:
     return open_store(f"file://{tmp_path}/store")
 
 
-def write(store: Store, folder: Path, step: int, writer: str = "w", keep: int = 2, body: bytes = b"state") -> None:
+def write(
+    store: Store, folder: Path, step: int, writer: str = "w", keep: int = 2, trajectory: Trajectory = RUN
+) -> None:
     folder.mkdir(exist_ok=True)
-    (folder / "a.pt").write_bytes(body + b"%d" % step)
+    (folder / "a.pt").write_bytes(b"state%d" % step)
     prefix = checkpoints.step_prefix(KEY, writer, step)
     refs = checkpoints.upload(store, prefix, folder, ["a.pt"], lambda: None)
     checkpoint = Checkpoint(
-        step=step, world_size=1, zero_stage=0, micro_batch={"rows": 1}, threads=1, writer=writer, objects=tuple(refs)
+        step=step,
+        world_size=1,
+        trajectory=trajectory,
+        micro_batch={"rows": 1},
+        threads=1,
+        writer=writer,
+        objects=tuple(refs),
     )
     checkpoints.commit(store, KEY, checkpoint, keep)
 
 
-def newest(store: Store, folder: Path, fits=lambda _: None):
+def newest(store: Store, folder: Path, trajectory: Trajectory = RUN):
     said: list[str] = []
-    return checkpoints.newest(store, KEY, fits, folder / "resume", said.append), said
+    return checkpoints.newest(store, KEY, trajectory, folder / "resume", said.append), said
 
 
 def test_the_newest_is_downloaded_whoever_wrote_it(store: Store, tmp_path: Path) -> None:
@@ -65,10 +76,25 @@ def test_a_damaged_one_is_passed_over_for_the_next_older_and_named(store: Store,
     assert len(said) == 1 and "step-4" in said[0]
 
 
-def test_one_that_does_not_fit_is_passed_over(store: Store, tmp_path: Path) -> None:
+ANEW = {"rows": InputRef(key="r" * 64, content_digest="d" * 64)}
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"zero_stage": 3}, "it was written at ZeRO stage 2, this run has 3"),
+        ({"inputs": ANEW}, "input rows had content cccccccccccc when it was written, and has dddddddddddd now"),
+        ({"inputs": {}}, "input rows had content cccccccccccc when it was written, and has none now"),
+        ({"steps": 1}, "it was written by a run of 12 steps, this one has 1"),
+    ],
+)
+def test_one_on_another_trajectory_is_passed_over(
+    store: Store, tmp_path: Path, changes: dict[str, Any], why: str
+) -> None:
     write(store, tmp_path / "f", 2)
-    found, said = newest(store, tmp_path, lambda _: "it was written by 2 ranks, this run has 1")
-    assert found is None and "by 2 ranks" in said[0]
+    found, said = newest(store, tmp_path, RUN.model_copy(update=changes))
+    prefix = checkpoints.step_prefix(KEY, "w", 2)
+    assert (found, said) == (None, [f"checkpoint {prefix} is passed over: {why}"])
 
 
 def test_without_a_manifest_there_is_no_checkpoint(store: Store, tmp_path: Path) -> None:

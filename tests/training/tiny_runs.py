@@ -25,11 +25,12 @@ from kd_runtime.teachers.distributions import beyond_head, uniforms_of_row
 from kd_runtime.teachers.transformers_engine import head_mask
 from kd_runtime.telemetry.processes import free_port
 from kd_runtime.training import checkpoints
-from kd_runtime.training.checkpoints import Checkpoint
+from kd_runtime.training.checkpoints import Checkpoint, Trajectory
 from kd_runtime.training.gang import Gang, Placement
+from kd_runtime.training.order import training_order
 from kd_runtime.training.selection import RowFacts, Selection, select
 from kd_runtime.training.signs import Sign
-from kd_runtime.training.task import MicroBatchBound, RankTask, StoreAddress
+from kd_runtime.training.task import MicroBatchBound, RankTask, StoreAddress, zero_stage
 
 KEY = "ab" * 32
 WRITER = "cd" * 16
@@ -216,10 +217,17 @@ class TinyRun:
             micro_batch=self.bound,
             out=self.folder / "out",
             store=StoreAddress(uri=self.store),
+            trajectory=self.trajectory,
             work_prefix=f"work/{KEY}/{WRITER}/",
             threads=1,
         )
         return task.model_copy(update=changes)
+
+    @property
+    def trajectory(self) -> Trajectory:
+        """What checkpoints say of it; its rows and logits are no artifacts."""
+        steps = training_order(self.train, selection_of(self.made, self.train).copies).steps
+        return Trajectory(zero_stage=zero_stage(self.train), inputs={}, steps=steps)
 
     def gang(self, task: RankTask, **changes: Any) -> Gang:
         """The gang, not started yet."""
@@ -297,7 +305,7 @@ def kill_all(gang: Gang, sign: Sign) -> None:
 def newest(run: TinyRun) -> tuple[Checkpoint, Path]:
     """The newest checkpoint in the run's store, and a folder with its files."""
     said: list[str] = []
-    found = checkpoints.newest(open_store(run.store), KEY, lambda _: None, run.folder / "resume", said.append)
+    found = checkpoints.newest(open_store(run.store), KEY, run.trajectory, run.folder / "resume", said.append)
     assert found is not None, said
     return found
 
