@@ -10,11 +10,15 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from kd_runtime.api.failures import StorageError
 from kd_runtime.artifacts.manifest import InputRef, ObjectRef
-from kd_runtime.artifacts.store import Missing, Store, body_sha256
+from kd_runtime.artifacts.store import Missing, Store, body_sha256, local_errors
 
 MANIFEST = "manifest.json"
 LOG = "train.jsonl"
 """The training log up to the checkpoint, beside DeepSpeed's files."""
+
+
+class Damaged(StorageError):
+    """A checkpoint is there and is not what was written: no other try mends it."""
 
 
 class Trajectory(BaseModel):
@@ -113,6 +117,9 @@ def newest(
     """Download the newest checkpoint that verifies into ``folder``; None where there is none.
 
     One that is damaged, gone or not on this run's ``trajectory`` is passed over for the next older, and ``say`` is told.
+
+    Raises:
+        StorageError: the store or the disk of ``folder`` fails: what it holds is not known, and nothing may be begun anew.
     """
     for name in _manifest_names(store, key):
         prefix = name.removesuffix(MANIFEST)
@@ -121,7 +128,7 @@ def newest(
             reason = checkpoint.trajectory.departs(trajectory)
             if reason is None:
                 return checkpoint, _download(store, checkpoint, folder / f"step-{checkpoint.step}")
-        except (Missing, StorageError) as error:
+        except (Missing, Damaged) as error:
             reason = str(error)
         say(f"checkpoint {prefix} is passed over: {reason}")
     return None
@@ -143,16 +150,17 @@ def _read(store: Store, name: str) -> Checkpoint:
     try:
         return Checkpoint.model_validate_json(store.get(name))
     except ValidationError as error:
-        raise StorageError(f"{name} is not a checkpoint's manifest ({error.error_count()} errors)") from error
+        raise Damaged(f"{name} is not a checkpoint's manifest ({error.error_count()} errors)") from error
 
 
 def _download(store: Store, checkpoint: Checkpoint, folder: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
     for ref in checkpoint.objects:
         target = folder / ref.path
         store.download(ref.name, target, size=ref.size)
-        if target.stat().st_size != ref.size or body_sha256(target) != ref.sha256:
-            raise StorageError(f"{ref.name} is damaged: its bytes have another sha256 than its manifest says")
+        with local_errors(target):
+            whole = target.stat().st_size == ref.size and body_sha256(target) == ref.sha256
+        if not whole:
+            raise Damaged(f"{ref.name} is damaged: its bytes have another sha256 than its manifest says")
     return folder
 
 

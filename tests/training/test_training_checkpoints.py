@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
+from kd_runtime.api.failures import StorageError
 from kd_runtime.artifacts.manifest import InputRef
 from kd_runtime.artifacts.store import Store, open_store
 from kd_runtime.training import checkpoints
@@ -74,6 +76,46 @@ def test_a_damaged_one_is_passed_over_for_the_next_older_and_named(store: Store,
     (found, _), said = newest(store, tmp_path)
     assert found.step == 2
     assert len(said) == 1 and "step-4" in said[0]
+
+
+@dataclass
+class Failing:
+    """A store of which one call fails."""
+
+    store: Store
+    call: str
+    at: int
+    """The first call of that kind that does."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name == self.call:
+            self.at -= 1
+            if self.at <= 0:
+                return self.fail
+        return getattr(self.store, name)
+
+    def fail(self, *_: Any, **__: Any) -> None:
+        raise StorageError("the store does not answer")
+
+
+@pytest.mark.parametrize(("call", "at"), [("list", 1), ("get", 1), ("download", 1), ("download", 2)])
+def test_a_store_that_fails_is_no_reason_to_take_an_older_one(store: Store, tmp_path: Path, call: str, at: int) -> None:
+    """Nor to begin anew: the stage ends with 74, and is tried again."""
+    write(store, tmp_path / "f", 2)
+    write(store, tmp_path / "f", 4)
+    store.put(checkpoints.step_prefix(KEY, "w", 4) + "a.pt", b"changed" if at == 2 else b"state4")
+    with pytest.raises(StorageError, match="does not answer"):
+        newest(cast(Store, Failing(store, call, at)), tmp_path)
+    (found, _), _ = newest(store, tmp_path)
+    assert found.step == (2 if at == 2 else 4)
+
+
+def test_nor_is_a_disk_of_this_machine_that_fails(store: Store, tmp_path: Path) -> None:
+    write(store, tmp_path / "f", 2)
+    (tmp_path / "resume").mkdir()
+    (tmp_path / "resume" / "step-2").write_bytes(b"no folder")
+    with pytest.raises(StorageError, match=r"step-2.*; check the disk"):
+        newest(store, tmp_path)
 
 
 ANEW = {"rows": InputRef(key="r" * 64, content_digest="d" * 64)}
