@@ -96,11 +96,29 @@ def upload(store: Store, prefix: str, folder: Path, names: Iterable[str], heard:
 
 
 def commit(store: Store, key: str, checkpoint: Checkpoint, keep_last: int) -> None:
-    """Write the manifest: the checkpoint exists from now on. Then delete all but the newest ``keep_last`` of the stage."""
-    prefix = step_prefix(key, checkpoint.writer, checkpoint.step)
-    store.put(prefix + MANIFEST, checkpoint.model_dump_json().encode())
-    for name in _manifest_names(store, key)[keep_last:]:
+    """Write the manifest: the checkpoint exists from now on. Then keep ``keep_last`` of the stage: it, and the newest others.
+
+    First go those that this run could not go on from.
+    """
+    written = step_prefix(key, checkpoint.writer, checkpoint.step) + MANIFEST
+    store.put(written, checkpoint.model_dump_json().encode())
+    others = [name for name in _manifest_names(store, key) if name != written]
+    others.sort(key=lambda name: _departs(store, name, checkpoint))  # stable: the newest first of either kind
+    for name in others[keep_last - 1 :]:
         _delete(store, name.removesuffix(MANIFEST))
+
+
+def _departs(store: Store, name: str, written: Checkpoint) -> bool:
+    """True where a run that has just written ``written`` passed the other checkpoint over, or would.
+
+    One of a later step is damaged: this run would have begun there.
+    """
+    if _step(name) > written.step:
+        return True
+    try:
+        return _read(store, name).trajectory.departs(written.trajectory) is not None
+    except (Missing, Damaged):
+        return True
 
 
 def delete_all(store: Store, key: str) -> None:

@@ -62,6 +62,47 @@ def test_only_the_last_are_kept(store: Store, tmp_path: Path) -> None:
     assert steps == {"step-6", "step-8"}
 
 
+def steps(store: Store) -> set[tuple[str, int]]:
+    return {(info.name.split("/")[2], int(info.name.split("/")[3][5:])) for info in store.list("work/")}
+
+
+OTHER = RUN.model_copy(update={"zero_stage": 3})
+
+
+def test_of_those_that_the_run_cannot_go_on_from_each_gives_way_to_one_that_it_wrote(
+    store: Store, tmp_path: Path
+) -> None:
+    for step in (400, 500):
+        write(store, tmp_path / "f", step, "old")
+    write(store, tmp_path / "f", 200, "new", trajectory=OTHER)
+    assert steps(store) == {("new", 200), ("old", 500)}
+    (found, _), _ = newest(store, tmp_path, OTHER)
+    assert found.step == 200
+    write(store, tmp_path / "f", 410, "new", trajectory=OTHER)
+    assert steps(store) == {("new", 200), ("new", 410)}
+
+
+def test_an_older_one_that_fits_stays_before_a_newer_one_that_does_not(store: Store, tmp_path: Path) -> None:
+    write(store, tmp_path / "f", 2, "new", trajectory=OTHER)
+    write(store, tmp_path / "f", 4, "old")
+    write(store, tmp_path / "f", 6, "new", trajectory=OTHER)
+    assert steps(store) == {("new", 2), ("new", 6)}
+
+
+@pytest.mark.parametrize("keep", [1, 2])
+@pytest.mark.parametrize("damaged", ["a.pt", "manifest.json"])
+def test_a_damaged_one_of_a_later_step_goes_before_what_was_just_written(
+    store: Store, tmp_path: Path, keep: int, damaged: str
+) -> None:
+    write(store, tmp_path / "f", 500, "old")
+    store.put(checkpoints.step_prefix(KEY, "old", 500) + damaged, b"x")
+    write(store, tmp_path / "f", 200, "new", keep)
+    write(store, tmp_path / "f", 210, "new", keep)
+    assert steps(store) == {("new", 210), ("new", 200)} if keep == 2 else {("new", 210)}
+    (found, _), _ = newest(store, tmp_path)
+    assert found.step == 210
+
+
 @pytest.mark.parametrize("damage", ["changed", "gone", "manifest"])
 def test_a_damaged_one_is_passed_over_for_the_next_older_and_named(store: Store, tmp_path: Path, damage: str) -> None:
     write(store, tmp_path / "f", 2)
