@@ -105,7 +105,7 @@ def commit(store: Store, key: str, checkpoint: Checkpoint, keep_last: int) -> No
     others = [name for name in _manifest_names(store, key) if name != written]
     others.sort(key=lambda name: _departs(store, name, checkpoint))  # stable: the newest first of either kind
     for name in others[keep_last - 1 :]:
-        _delete(store, name.removesuffix(MANIFEST))
+        _delete(store, name)
 
 
 def _departs(store: Store, name: str, written: Checkpoint) -> bool:
@@ -182,10 +182,15 @@ def _download(store: Store, checkpoint: Checkpoint, folder: Path) -> Path:
     return folder
 
 
-def _delete(store: Store, prefix: str) -> None:
-    store.delete(prefix + MANIFEST)
-    for info in list(store.list(prefix)):
-        store.delete(info.name)
+def _delete(store: Store, name: str) -> None:
+    """Remove a checkpoint by its manifest's name: its objects lie under the writers of all its nodes."""
+    listed: list[str] = []
+    with contextlib.suppress(Missing, Damaged):
+        listed = [ref.name for ref in _read(store, name).objects]
+    store.delete(name)
+    below = [info.name for info in store.list(name.removesuffix(MANIFEST))]
+    for other in sorted({*listed, *below}):
+        store.delete(other)
 
 
 def own_files(names: Sequence[str], rank: int) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -9,7 +10,7 @@ from typing import Any, cast
 import pytest
 
 from kd_runtime.api.failures import StorageError
-from kd_runtime.artifacts.manifest import InputRef
+from kd_runtime.artifacts.manifest import InputRef, ObjectRef
 from kd_runtime.artifacts.store import Store, open_store
 from kd_runtime.training import checkpoints
 from kd_runtime.training.checkpoints import Checkpoint, Trajectory
@@ -24,7 +25,13 @@ def store(tmp_path: Path) -> Store:
 
 
 def write(
-    store: Store, folder: Path, step: int, writer: str = "w", keep: int = 2, trajectory: Trajectory = RUN
+    store: Store,
+    folder: Path,
+    step: int,
+    writer: str = "w",
+    keep: int = 2,
+    trajectory: Trajectory = RUN,
+    shards: Sequence[ObjectRef] = (),
 ) -> None:
     folder.mkdir(exist_ok=True)
     (folder / "a.pt").write_bytes(b"state%d" % step)
@@ -37,7 +44,7 @@ def write(
         micro_batch={"rows": 1},
         threads=1,
         writer=writer,
-        objects=tuple(refs),
+        objects=(*refs, *shards),
     )
     checkpoints.commit(store, KEY, checkpoint, keep)
 
@@ -60,6 +67,15 @@ def test_only_the_last_are_kept(store: Store, tmp_path: Path) -> None:
         write(store, tmp_path / "f", step)
     steps = {info.name.split("/")[3] for info in store.list("work/")}
     assert steps == {"step-6", "step-8"}
+
+
+def test_with_one_go_the_shards_that_other_nodes_wrote_of_it(store: Store, tmp_path: Path) -> None:
+    for step in (2, 4):
+        (tmp_path / "b.pt").write_bytes(b"shard")
+        theirs = checkpoints.step_prefix(KEY, "second", step)
+        shards = checkpoints.upload(store, theirs, tmp_path, ["b.pt"], lambda: None)
+        write(store, tmp_path / "f", step, "first", keep=1, shards=shards)
+    assert steps(store) == {("first", 4), ("second", 4)}
 
 
 def steps(store: Store) -> set[tuple[str, int]]:
