@@ -8,7 +8,8 @@
     loss.backward()
 
 ``hidden`` [P, H] are the backbone's last hidden states (after the final norm) of the positions *before* scored tokens;
-``loss`` = kd_weight * sums.kd + ce_weight * sums.ce is the only output with a gradient. All N are the caller's.
+``loss`` = kd_weight * sums.kd + ce_weight * sums.ce (each weight a number, or [P]: one of each position) is the only output
+with a gradient. All N are the caller's.
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ class LossSums:
     """Sum of the divergence (times T squared) over the positions of ``kd_mask``, nats."""
     ce: Tensor
     """Sum of the label's negative logprob over the positions of ``ce_mask``, nats."""
+    ce_alone: Tensor
+    """Of it, what positions outside ``kd_mask`` have."""
     kd_count: Tensor
     """Positions of ``kd_mask``."""
     ce_count: Tensor
@@ -270,6 +273,7 @@ def _sums(values: Tensor, kd_mask: Tensor, ce_mask: Tensor, per_position: bool) 
     return LossSums(
         kd=total("kd", kd_mask),
         ce=total("ce", ce_mask),
+        ce_alone=total("ce", ce_mask & ~kd_mask),
         kd_count=kd_mask.sum(),
         ce_count=ce_mask.sum(),
         stats=stats | {"positions": either.sum()},

@@ -163,9 +163,10 @@ class Trainer:
         world, sums = self.place.world, torch.zeros(len(SUMS), dtype=torch.float64, device=self.place.device)
         kd_weight = world * alpha / totals.kd_weight if totals.kd_weight else 0.0
         ce_weight = world * (1 - alpha) / totals.ce if totals.ce else 0.0
+        ce_alone_weight = world / totals.ce if totals.ce else 0.0
         for index, batch in enumerate(micro_batches):
             self.engine.set_gradient_accumulation_boundary(index == len(micro_batches) - 1)
-            loss, part = self.engine(batch, kd_weight, ce_weight)
+            loss, part = self.engine(batch, kd_weight, ce_weight, ce_alone_weight)
             clock.lap("forward")
             self.engine.backward(loss, scale_wrt_gas=False)
             clock.lap("backward")
@@ -210,6 +211,7 @@ class Trainer:
         named = dict(zip(SUMS, sums.tolist(), strict=True))
         ce = named["ce"] / max(totals.ce, 1)
         weighted = named["kd_weighted"] / totals.kd_weight if totals.kd_weight else 0.0
+        ce_alone = named["ce_alone"] / max(totals.ce, 1)
         record: dict[str, float | int] = {
             "step": batch.step + 1,
             "epoch": batch.epoch,
@@ -218,7 +220,7 @@ class Trainer:
             "kd_positions": totals.kd,
             "ce_positions": totals.ce,
             "ce": ce,
-            "loss": now.alpha * weighted + (1 - now.alpha) * ce,
+            "loss": now.alpha * (weighted + ce_alone) + (1 - now.alpha) * ce,
             "lr": rate,
             "grad_norm": norm,
             "student_entropy": named["student_entropy"] / max(named["positions"], 1),

@@ -13,7 +13,7 @@ def rehearse(trainer: Trainer) -> None:
     """Forward, backward and an optimizer step. The engine is not to be used afterwards: its weights have moved."""
     batch = longest_batch(trainer).to(trainer.place.device)
     trainer.engine.set_gradient_accumulation_boundary(True)
-    loss, _ = trainer.engine(batch, 1e-3 if trainer.head_entries else 0.0, 1e-3)
+    loss, _ = trainer.engine(batch, 1e-3 if trainer.head_entries else 0.0, 1e-3, 1e-3)
     trainer.engine.backward(loss, scale_wrt_gas=False)
     trainer.engine.step()
 

@@ -18,7 +18,7 @@ from kd_runtime.models.logit_rules import CHECKED_TOKENS, LogitRules, check_logi
 from kd_runtime.training import attention
 from kd_runtime.training.batches import MicroBatch
 
-SUMS = ("kd", "kd_weighted", "ce", "kd_count", "ce_count", "positions", *STATS[2:])
+SUMS = ("kd", "kd_weighted", "ce", "ce_alone", "kd_count", "ce_count", "positions", *STATS[2:])
 """What a micro-batch's forward pass returns sums of, in this order."""
 
 DTYPES = {Precision.fp32: torch.float32, Precision.bf16: torch.bfloat16}
@@ -46,9 +46,15 @@ class Student(nn.Module):
         """All but the output head."""
         return self.language_model.base_model
 
-    def forward(self, batch: MicroBatch, kd_weight: float, ce_weight: float) -> tuple[Tensor, Tensor]:
-        """The loss of one micro-batch, and `SUMS` of it [len(SUMS)] float64."""
+    def forward(
+        self, batch: MicroBatch, kd_weight: float, ce_weight: float, ce_alone_weight: float
+    ) -> tuple[Tensor, Tensor]:
+        """The loss of one micro-batch, and `SUMS` of it [len(SUMS)] float64.
+
+        ``ce_alone_weight`` is cross-entropy's at positions without a teacher's distribution.
+        """
         weights = batch.kd_weights
+        ce_weights = torch.full_like(batch.kd_mask, ce_alone_weight, dtype=torch.float64)
         loss, sums = self.head(
             self.hidden(batch),
             batch.label_ids,
@@ -58,7 +64,7 @@ class Student(nn.Module):
             batch.kd_mask,
             batch.ce_mask,
             kd_weight=kd_weight if weights is None else kd_weight * weights,
-            ce_weight=ce_weight,
+            ce_weight=ce_weights.masked_fill_(batch.kd_mask, ce_weight),
             per_position=weights is not None,
             rounding=batch.rounding,
             entropy=batch.entropy if self.draws else None,
@@ -98,6 +104,7 @@ def stacked(sums: LossSums, weights: Tensor | None) -> Tensor:
         "kd": sums.kd,
         "kd_weighted": weighted,
         "ce": sums.ce,
+        "ce_alone": sums.ce_alone,
         "kd_count": sums.kd_count,
         "ce_count": sums.ce_count,
     }

@@ -35,8 +35,9 @@ class Case:
     logit_scale: float = 1.0
     softcap: float | None = None
     bias: nn.Parameter | None = None
-    kd_weight: float = 0.7
-    ce_weight: float = 0.4
+    kd_weight: float | Tensor = 0.7
+    """Of all positions, or [P]: of each."""
+    ce_weight: float | Tensor = 0.4
 
     @property
     def top_ids(self) -> Tensor:
@@ -84,7 +85,7 @@ class Case:
         function = reference.divergence(self.divergence, self.parameters)
         kd = reference.kd_loss(z, self.top_ids, log_p, function, self.temperature)
         ce = reference.ce_loss(z, self.labels)
-        return self.kd_weight * kd[self.kd_mask].sum() + self.ce_weight * ce[self.ce_mask].sum()
+        return self._weighed(kd, ce)
 
     def dense_without_tail(self) -> Tensor:
         """The same where the head is the whole vocabulary: plain divergences of whole distributions."""
@@ -92,7 +93,11 @@ class Case:
         order = self.top_ids
         kd = reference.divergence(self.divergence, self.parameters)(log_p.gather(1, order), log_q.gather(1, order))
         ce = reference.ce_loss(self.logits(), self.labels)
-        return self.kd_weight * kd[self.kd_mask].sum() + self.ce_weight * ce[self.ce_mask].sum()
+        return self._weighed(kd, ce)
+
+    def _weighed(self, kd: Tensor, ce: Tensor) -> Tensor:
+        """Of both values [P], what the masks say, times their weights."""
+        return (self.kd_weight * kd)[self.kd_mask].sum() + (self.ce_weight * ce)[self.ce_mask].sum()
 
     def leaves(self) -> list[Tensor]:
         """What gets a gradient."""

@@ -73,6 +73,13 @@ def test_mixes_of_divergence_and_cross_entropy(kd_weight: float, ce_weight: floa
     assert_equals_reference(case(kd_weight=kd_weight, ce_weight=ce_weight))
 
 
+@pytest.mark.parametrize("kd_weight", [1.0, 0.6])
+def test_cross_entropy_alone_where_there_is_no_divergence(kd_weight: float) -> None:
+    """As a row without logits is learnt: each position has its own weights."""
+    built = case(kd_weight=kd_weight)
+    assert_equals_reference(built.with_(ce_weight=torch.where(built.kd_mask, 1 - kd_weight, 1.0)), chunk=10)
+
+
 def test_a_bias_of_the_head() -> None:
     assert_equals_reference(case(bias=nn.Parameter(torch.randn(208, dtype=torch.float64))), chunk=7)
 
