@@ -172,6 +172,7 @@ def _going_on(
     changes = {
         "resume": folder,
         "resume_step": checkpoint.step,
+        "resume_from": f"{checkpoint.writer}/step-{checkpoint.step}",
         "micro_batch": MicroBatchBound(**checkpoint.micro_batch),
     }
     said = f"going on after step {checkpoint.step}"

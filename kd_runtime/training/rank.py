@@ -99,6 +99,7 @@ class Rank:
 
         init_distributed()
         self.memory["libraries"] = resident_bytes()
+        self._agree()
         self.signs.give("loading the student")
         trainer = self._trainer()
         trainer.student.check_logits(trainer.place.device)
@@ -119,6 +120,13 @@ class Rank:
         self._export(trainer)
         self.memory["saved"] = peak_bytes()
         self._write_timing(trainer, {"load": loaded - self.started, "train": trained - loaded})
+
+    def _agree(self) -> None:
+        from kd_runtime.training.agreement import agree
+        from kd_runtime.training.assembly import place
+
+        place()  # sets the device
+        agree(self.task)
 
     def _trainer(self) -> Any:
         from kd_runtime.training.assembly import assemble

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
@@ -58,6 +59,8 @@ class RankTask(BaseModel):
     resume: Path | None = None
     """A downloaded checkpoint's folder."""
     resume_step: int = 0
+    resume_from: str = ""
+    """Which checkpoint ``resume`` is: its writer and step."""
     universal: bool = False
     """``resume`` is in DeepSpeed's universal form, which any number of ranks loads."""
     rehearsal: bool = False
@@ -66,6 +69,18 @@ class RankTask(BaseModel):
     """On an accelerator: only operations that give the same bits each time, so that an interrupted run ends in those of an
     undisturbed one. On CPUs they do without being asked."""
     threads: int = 1
+
+    @property
+    def start(self) -> dict[str, Any]:
+        """What all ranks must begin with, whichever node's parent wrote their task; named as people are told of it."""
+        return {
+            "train step first": self.rehearsal,
+            "step": self.resume_step,
+            "checkpoint": self.resume_from or "none",
+            "micro-batch": self.micro_batch.model_dump(exclude_none=True),
+            "steps in all": self.trajectory.steps,
+            **{f"input {role}": ref.content_digest[:32] for role, ref in sorted(self.trajectory.inputs.items())},
+        }
 
     def write(self, path: Path) -> None:
         """Store for the ranks."""
