@@ -16,6 +16,7 @@ import json
 import math
 import random
 import socket
+import subprocess
 import sys
 import time
 from collections import Counter, defaultdict
@@ -46,12 +47,15 @@ from kit import crash
 
 Object = dict[str, Any]
 
-ACCOUNT = "system:serviceaccount:kubedistill:operator"
+RELEASE = "kubedistill"
+"""Of the chart: its name, its namespace, its account and its Lease."""
+ACCOUNT = f"system:serviceaccount:{RELEASE}:{RELEASE}"
 WRITES = ("create", "update", "patch", "delete")
 UNCOUNTED = ("events", "tokenreviews", "leases")
 POST_SECONDS = 10.0
 OF_CONTROL_PLANE = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler")
 AT_REST_MB, IDLE_KB, ACTIVE_KB = 160.0, 20.0, 80.0
+START_SECONDS = 4.0
 
 
 @dataclass(frozen=True)
@@ -477,7 +481,7 @@ async def figures(args: argparse.Namespace, server: Server, keep: Callable[[Resu
         await _ready(api, args.nodes)
         crash(server.environment, "kwok")
         port = _free_port()
-        process = await _operator(api, server, port)
+        process, started = await _operator(api, server, port)
         processes = {"operator": psutil.Process(process.pid)}
         for name in OF_CONTROL_PLANE:
             processes[name] = psutil.Process(int((home / "run" / f"{name}.pid").read_text()))
@@ -494,8 +498,8 @@ async def figures(args: argparse.Namespace, server: Server, keep: Callable[[Resu
         beating = asyncio.ensure_future(heartbeats(api))
         watching, sampling = asyncio.ensure_future(record.run()), asyncio.ensure_future(bench.sample())
         try:
-            await _leads(port)
             await asyncio.sleep(3.0)
+            say(at_most("start: seconds until the operator leads", started, START_SECONDS))
             say(Figure("At rest", "operator", {"MB": bench.look().rss["operator"]}))
             say(at_most("at rest: operator's memory, MB", bench.look().rss["operator"], AT_REST_MB))
             loads = [
@@ -592,45 +596,26 @@ async def _still(audit: Path, offset: int) -> int:
     raise RuntimeError("jobs at rest are written of all the time")
 
 
-async def _operator(api: Api, server: Server, port: int) -> asyncio.subprocess.Process:
-    """The operator's process with an account of its own, so that the audit log knows its requests."""
+async def _operator(api: Api, server: Server, port: int) -> tuple[asyncio.subprocess.Process, float]:
+    """The operator's process with the account and the rights that the chart gives it (the audit log knows its requests), and
+    after how many seconds it led."""
     home = Path(server.environment["KIT_DIR"])
-    namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "kubedistill"}}
-    account = {
-        "apiVersion": "v1",
-        "kind": "ServiceAccount",
-        "metadata": {"name": "operator", "namespace": "kubedistill"},
-    }
-    role = {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "cluster-admin"}
-    subject = {"kind": "ServiceAccount", "name": "operator", "namespace": "kubedistill"}
-    binding = {
-        "apiVersion": "rbac.authorization.k8s.io/v1",
-        "kind": "ClusterRoleBinding",
-        "metadata": {"name": "operator"},
-        "roleRef": role,
-        "subjects": [subject],
-    }
-    for path, body in (
-        ("/api/v1/namespaces", namespace),
-        ("/api/v1/namespaces/kubedistill/serviceaccounts", account),
-        ("/apis/rbac.authorization.k8s.io/v1/clusterrolebindings", binding),
-        (
-            "/apis/kubedistill.io/v1alpha1/clusterdistillationruntimes",
-            {**runtime_document(pod=PODS), "metadata": {"name": "simulated"}},
-        ),
-    ):
-        status, answer = await api.ask("POST", path, body)
-        if status != 201:
-            raise RuntimeError(f"{path}: {status} {answer.get('message')}")
+    await _apply_rights(server)
+    runtime = {**runtime_document(pod=PODS), "metadata": {"name": "simulated"}}
+    status, answer = await api.ask("POST", "/apis/kubedistill.io/v1alpha1/clusterdistillationruntimes", runtime)
+    if status != 201:
+        raise RuntimeError(f"the runtime is refused: {status} {answer.get('message')}")
     request = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {"expirationSeconds": 86400}}
-    _, answer = await api.ask("POST", "/api/v1/namespaces/kubedistill/serviceaccounts/operator/token", request)
+    _, answer = await api.ask("POST", f"/api/v1/namespaces/{RELEASE}/serviceaccounts/{RELEASE}/token", request)
     config = yaml.safe_load(Path(server.environment["KUBECONFIG"]).read_text())
     config["users"][0]["user"] = {"token": answer["status"]["token"]}
     place = home / "operator.kubeconfig"
     place.write_text(yaml.safe_dump(config))
     words = [
         "--namespace",
-        "kubedistill",
+        RELEASE,
+        "--lease-name",
+        RELEASE,
         "--identity",
         "operator-0",
         "--plan-image",
@@ -640,7 +625,24 @@ async def _operator(api: Api, server: Server, port: int) -> asyncio.subprocess.P
     ]
     words += ["--port", str(port), "--progress-url", f"http://127.0.0.1:{port}", "--log-level", "WARNING"]
     environment = {**server.environment, "KUBECONFIG": str(place)}
-    return await asyncio.create_subprocess_exec(sys.executable, "-m", "kd_operator", *words, env=environment)
+    begun = time.monotonic()
+    process = await asyncio.create_subprocess_exec(sys.executable, "-m", "kd_operator", *words, env=environment)
+    try:
+        await _leads(port)
+    except BaseException:
+        process.kill()
+        raise
+    return process, time.monotonic() - begun
+
+
+async def _apply_rights(server: Server) -> None:
+    """The account and the roles of the chart, and nothing else of it: the operator runs outside, to be measured."""
+    chart = Path(__file__).parents[1] / "charts" / "kubedistill"
+    parts = [word for part in ("serviceaccount", "rbac") for word in ("--show-only", f"templates/{part}.yaml")]
+    render = ["helm", "template", RELEASE, str(chart), "--namespace", RELEASE, *parts]
+    rendered = subprocess.run(render, env=server.environment, check=True, capture_output=True).stdout
+    for words, text in ((["create", "namespace", RELEASE], b""), (["apply", "-f", "-"], rendered)):
+        subprocess.run(["kubectl", *words], env=server.environment, check=True, capture_output=True, input=text)
 
 
 async def _ready(api: Api, nodes: int) -> None:
