@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from kd_runtime.api.failures import SettingsError
 
 _SHOWN = 60
+_USER_OF_URL = re.compile(r"(?<=://)[^/?#\s]*@")
 
 
 @dataclass(frozen=True)
@@ -19,7 +21,7 @@ class FieldError:
     path: str
     """Such as spec.stages[2].capture.topK."""
     value: Any
-    """What stands there; None where nothing does, or where it is an object too large to show."""
+    """What stands there; None where nothing does, or where it is an object too large to show. Of a URL, a user is not shown."""
     message: str
     """What is wrong with it."""
     remedy: str
@@ -32,7 +34,7 @@ class FieldError:
 
 
 def _short(value: Any) -> str:
-    text = value if isinstance(value, str) and value else json.dumps(value)
+    text = _USER_OF_URL.sub("***@", value if isinstance(value, str) and value else json.dumps(value))
     return text if len(text) <= _SHOWN else text[: _SHOWN - 1] + "…"
 
 

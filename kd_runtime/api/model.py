@@ -34,6 +34,8 @@ class Rule:
     cel: str
     message: str
     field: str = ""
+    repeats: bool = True
+    """Whether the API server's message about a string may repeat it; not where it holds a secret."""
 
     @property
     def transition(self) -> bool:
@@ -135,20 +137,33 @@ _DNS_HOST = r"([A-Za-z0-9]([-A-Za-z0-9]{0,61}[A-Za-z0-9])?\.)*[A-Za-z0-9]([-A-Za
 
 
 def _http_url(host: str) -> str:
-    """The pattern of an http(s) URL without query: an optional user, a host or an IPv6 address, a port up to 65535, a path."""
-    return rf"^https?://([^\s/?#@]+@)?({host}|\[[0-9a-fA-F:.]+\]){_PORT}(/[^\s?#]*)?$"
+    """The pattern of an http(s) URL without query: a host or an IPv6 address, a port up to 65535, a path.
+
+    A user and a password pass it, since `_without_user` refuses them in words, and without repeating them.
+    """
+    return rf"^https?://([^\s/?#]+@)?({host}|\[[0-9a-fA-F:.]+\]){_PORT}(/[^\s?#]*)?$"
+
+
+def _without_user(remedy: str) -> Rule:
+    return Rule(
+        "!self.matches('^[^/]*//[^/?#]*@')",
+        f"holds a user or a password, which plans, reports and logs would show; {remedy}",
+        repeats=False,
+    )
 
 
 HTTPURL = Annotated[
     str,
     Field(min_length=8, max_length=1024, pattern=_http_url(_HOST)),
     Remedy("write http(s)://HOST[:PORT][/PATH], such as https://api.example.com/v1"),
+    _without_user("leave them out and give the key by apiKeySecretRef"),
 ]
 """The address of an HTTP server, or of a path on it."""
 S3Endpoint = Annotated[
     str,
     Field(min_length=8, max_length=1024, pattern=_http_url(_DNS_HOST)),
     Remedy("write http(s)://HOST[:PORT], such as http://s3.example.com:9000; HOST is a DNS name or an address"),
+    _without_user("leave them out and give the keys by credentialsSecretRef"),
 ]
 """The address of an S3 server: its host must be a DNS name or an address, since S3's clients take no other."""
 CIDR = Annotated[

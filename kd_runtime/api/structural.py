@@ -64,7 +64,8 @@ def _validation(rule: Rule) -> Schema:
 
 def _validation_of_string(rule: Rule) -> Schema:
     """The server names a field, but of a string that breaks a rule not the value: the message must."""
-    return {**_validation(rule), "messageExpression": f'self + " {rule.message}"'}
+    repeated = {"messageExpression": f'self + " {rule.message}"'} if rule.repeats else {}
+    return {**_validation(rule), **repeated}
 
 
 def _field(info: FieldInfo) -> Schema:

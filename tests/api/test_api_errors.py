@@ -10,9 +10,11 @@ import pytest
 
 from kd_runtime.api.errors import FieldError, ManifestErrors
 from kd_runtime.api.failures import ExitClass, SettingsError
+from kd_runtime.api.job import DistillationJob
 from kd_runtime.api.lint import lint
 from kd_runtime.api.parse import load_documents, parse_job, parse_runtime
 from kd_runtime.api.runtime import shipped_runtime
+from kd_runtime.api.structural import schema_of
 
 EVERYTHING = Path(__file__).parent / "corpus" / "good" / "everything.yaml"
 
@@ -161,3 +163,21 @@ def test_lint_tells_what_each_stage_reads() -> None:
 def test_a_shipped_runtime_of_another_name_is_a_key_error() -> None:
     with pytest.raises(KeyError):
         shipped_runtime("tpu")
+
+
+@pytest.mark.parametrize("url", ["https://bob:hunter2@host/v1", "ftp://bob:hunter2@host/v1"])
+def test_a_password_in_a_url_is_refused_and_not_repeated(document: dict[str, Any], url: str) -> None:
+    document["spec"]["teacher"] = {"external": {"baseURL": url, "model": "m"}}
+    (sentence,) = [text for text in sentences(document) if "baseURL" in text]
+    assert "hunter2" not in sentence
+    assert "***@host/v1" in sentence
+
+
+def test_the_api_server_is_not_told_to_repeat_it() -> None:
+    schema: Any = schema_of(DistillationJob)["properties"]["spec"]["properties"]
+    for url in (
+        schema["teacher"]["properties"]["external"]["properties"]["baseURL"],
+        schema["artifacts"]["properties"]["endpoint"],
+    ):
+        (rule,) = url["x-kubernetes-validations"]
+        assert "messageExpression" not in rule
