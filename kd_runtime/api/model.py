@@ -127,10 +127,10 @@ Address = Annotated[
     str,
     Field(min_length=1, max_length=1024, pattern=r"^((s3|hf|pvc)://[^/].*|file://.+|[^:]+)$"),
     Remedy(
-        "begin with s3://BUCKET, hf://OWNER/NAME, pvc://CLAIM or file://, or name a path beside the manifest",
+        "begin with s3://BUCKET, hf://OWNER/NAME or file://, or name a path beside the manifest",
     ),
 ]
-"""s3://bucket/key, hf://owner/name, pvc://claim/path, file:///path, or a path relative to a local manifest."""
+"""s3://bucket/key, hf://owner/name, file:///path, or a path relative to a local manifest."""
 _PORT = r"(:([1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])?)?"
 _HOST = r"[^\s/?#@:\[\]\\%]+"
 _DNS_HOST = r"([A-Za-z0-9]([-A-Za-z0-9]{0,61}[A-Za-z0-9])?\.)*[A-Za-z0-9]([-A-Za-z0-9]{0,61}[A-Za-z0-9])?"
@@ -211,7 +211,7 @@ class ModelSource(Model):
     )
 
     uri: Annotated[Address, Unkeyed]
-    """hf://OWNER/NAME (with a revision), s3://BUCKET/PREFIX/, pvc://CLAIM/PATH, or (locally) file:// and relative paths."""
+    """hf://OWNER/NAME (with a revision), s3://BUCKET/PREFIX/, or (locally) file:// and relative paths."""
     revision: Annotated[Annotated[str, Field(min_length=1, max_length=128)] | None, Unkeyed] = None
     """Commit, tag or branch on the Hub; it is resolved to a commit when the job is planned."""
     secret_ref: SecretReference | None = None

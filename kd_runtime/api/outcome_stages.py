@@ -104,7 +104,7 @@ class Target(Model):
     """One place to publish to."""
 
     uri: Annotated[str, Field(min_length=1, max_length=1024, pattern=r"^((s3|pvc)://[^/].*|file://.+|[^:]+)$"), Unkeyed]
-    """s3://BUCKET/PREFIX/, pvc://CLAIM/PATH/, or (locally) file:// and relative paths."""
+    """s3://BUCKET/PREFIX/, or (locally) file:// and relative paths."""
 
 
 class Publish(Model):

@@ -5,10 +5,11 @@ The commit that builds a feature deletes its line here.
 
 from __future__ import annotations
 
+from kd_runtime.api.dataset import Dataset
 from kd_runtime.api.job import DistillationJobSpec
-from kd_runtime.api.model import Model, Rule
+from kd_runtime.api.model import Model, ModelSource, Rule
 from kd_runtime.api.operation import Scheduling
-from kd_runtime.api.outcome_stages import Suite
+from kd_runtime.api.outcome_stages import Suite, Target
 from kd_runtime.api.stage import Stage
 from kd_runtime.api.train import Train
 
@@ -22,6 +23,14 @@ def _absent(field: str, remedy: str) -> Rule:
 def _only(field: str, *values: str, remedy: str = "") -> Rule:
     allowed = " || ".join(f"self.{field} == '{value}'" for value in values)
     return Rule(f"!has(self.{field}) || {allowed}", f"{_THIS_VERSION}; use {remedy or ' or '.join(values)}", field)
+
+
+def _no_claim(field: str) -> Rule:
+    return Rule(
+        f"!has(self.{field}) || !self.{field}.matches('^pvc://')",
+        f"names a volume claim (pvc://), which {_THIS_VERSION}; use a bucket and write s3://BUCKET/PATH",
+        field,
+    )
 
 
 _REFUSALS: dict[type[Model], tuple[Rule, ...]] = {
@@ -39,6 +48,9 @@ _REFUSALS: dict[type[Model], tuple[Rule, ...]] = {
         ),
     ),
     Suite: (_only("name", "HeldOut"),),
+    ModelSource: (_no_claim("uri"),),
+    Dataset: (_no_claim("uri"), _no_claim("template")),
+    Target: (_no_claim("uri"),),
     Scheduling: (_absent("queueName", "leave it out"),),
 }
 

@@ -84,7 +84,7 @@ def local_addresses(value: Any, path: str) -> Iterator[FieldError]:
             if key in ADDRESS_FIELDS and isinstance(item, str) and (item.startswith("file://") or "://" not in item):
                 yield FieldError(
                     here, item, "lies on this machine, where no pod of the cluster sees it",
-                    "copy it to a bucket and write s3://…, or use hf:// or pvc://; `kd run` runs the job here",
+                    "copy it to a bucket and write s3://…, or use hf://; `kd run` runs the job here",
                 )  # fmt: skip
             else:
                 yield from local_addresses(item, here)

@@ -140,7 +140,7 @@ def test_addresses_of_this_machine_are_found_wherever_they_stand(uri: str) -> No
     assert "no pod of the cluster sees it" in str(found[0])
 
 
-@pytest.mark.parametrize("uri", ["s3://b/k", "hf://o/n", "hf://datasets/x", "pvc://claim/p"])
+@pytest.mark.parametrize("uri", ["s3://b/k", "hf://o/n", "hf://datasets/x"])
 def test_addresses_that_pods_see_are_left_alone(uri: str) -> None:
     assert list(local_addresses({"dataset": {"uri": uri}}, "spec")) == []
 
