@@ -10,6 +10,7 @@ from kd_runtime.api.job import DistillationJobSpec
 from kd_runtime.api.model import Model, ModelSource, Rule
 from kd_runtime.api.operation import Scheduling
 from kd_runtime.api.outcome_stages import Suite, Target
+from kd_runtime.api.runtime_pods import ReportCredentials
 from kd_runtime.api.stage import Stage
 from kd_runtime.api.train import Train
 
@@ -52,6 +53,9 @@ _REFUSALS: dict[type[Model], tuple[Rule, ...]] = {
     Dataset: (_no_claim("uri"), _no_claim("template")),
     Target: (_no_claim("uri"),),
     Scheduling: (_absent("queueName", "leave it out"),),
+    ReportCredentials: tuple(
+        _absent(field, "leave it out; `kd report` shows the curves") for field in ("wandb", "mlflow", "mlflowUri")
+    ),
 }
 
 
