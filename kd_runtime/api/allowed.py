@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from pydantic import BaseModel
 
@@ -16,6 +16,8 @@ from kd_runtime.api.model import ModelSource, NameReference, SecretReference
 from kd_runtime.api.runtime import ClusterDistillationRuntime
 
 _ADDRESSES = ("uri", "template")
+_SERVERS = ("endpoint", "baseURL")
+"""Where a prefix of a bucket means nothing unless it is said whose bucket, and where prompts go."""
 
 
 def runtime_errors(job: DistillationJob, runtime: ClusterDistillationRuntime) -> Iterator[FieldError]:
@@ -34,14 +36,15 @@ def within(uri: str, prefix: str) -> bool:
     if here.scheme != there.scheme or there.netloc not in ("", here.netloc):
         return False
     path, allowed = ([s for s in parts.path.split("/") if s] for parts in (here, there))
-    return ".." not in path and path[: len(allowed)] == allowed
+    return ".." not in unquote(here.path).split("/") and path[: len(allowed)] == allowed
 
 
 def _uses(job: DistillationJob, runtime: ClusterDistillationRuntime) -> Iterator[FieldError]:
     allowed, name = runtime.spec.allowed, runtime.metadata.name
     namespace = job.metadata.namespace or "default"
+    given = {(_field(path), value) for path, value in _parts(runtime.spec.defaults, "") if isinstance(value, str)}
     for path, value in _parts(job.spec, "spec"):
-        last = path.rpartition(".")[2]
+        last = _field(path)
         if isinstance(value, ModelSource) and value.trust_remote_code and not allowed.remote_code:
             yield FieldError(
                 f"{path}.trustRemoteCode",
@@ -49,7 +52,8 @@ def _uses(job: DistillationJob, runtime: ClusterDistillationRuntime) -> Iterator
                 f"is not allowed by the runtime {name}",
                 "use a model without code of its own, or a runtime with allowed.remoteCode",
             )
-        if isinstance(value, str) and last in _ADDRESSES and allowed.uris is not None:
+        named = last in _ADDRESSES or (last in _SERVERS and (last, value) not in given)
+        if isinstance(value, str) and named and allowed.uris is not None:
             prefixes = [prefix.replace("{namespace}", namespace) for prefix in allowed.uris]
             if not any(within(value, prefix) for prefix in prefixes):
                 yield _refused(path, value, name, ", ".join(prefixes))
@@ -57,6 +61,10 @@ def _uses(job: DistillationJob, runtime: ClusterDistillationRuntime) -> Iterator
             yield from _named(f"{path}.name", value.name, allowed.secrets, name)
         if isinstance(value, str) and last == "serviceAccountName":
             yield from _named(path, value, allowed.service_accounts, name)
+
+
+def _field(path: str) -> str:
+    return path.rpartition(".")[2]
 
 
 def _placement(job: DistillationJob, runtime: ClusterDistillationRuntime) -> Iterator[FieldError]:

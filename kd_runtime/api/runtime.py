@@ -138,7 +138,8 @@ class Allowed(Model):
         Annotated[tuple[Annotated[str, Field(min_length=1, max_length=1024)], ...], Field(max_length=64)] | None,
         Unkeyed,
     ] = None
-    """Prefixes of URIs, in which {namespace} stands for the job's namespace."""
+    """Prefixes of URIs, and of the addresses `artifacts.endpoint` and `external.baseURL` but for those of `defaults`; {namespace}
+    stands for the job's namespace, and a scheme alone (`hf://`) for all of it."""
     secrets: Annotated[Annotated[tuple[NamePattern, ...], Field(max_length=64)] | None, Unkeyed] = None
     """Names of Secrets, in which * stands for any text."""
     service_accounts: Annotated[Annotated[tuple[NamePattern, ...], Field(max_length=64)] | None, Unkeyed] = None
