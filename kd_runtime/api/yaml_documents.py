@@ -11,6 +11,8 @@ import yaml
 from kd_runtime.api.errors import FieldError, ManifestErrors
 
 _BOOLEAN_TRAP = re.compile(r"^(y|Y|n|N|yes|Yes|YES|no|No|NO|on|On|ON|off|Off|OFF)$")
+MOST_VALUES = 100_000
+"""Of a document once its aliases are written out, as every check walks it; one that etcd takes has fewer."""
 _OCTAL_TRAP = re.compile(r"^[-+]?0[0-9_]+$")
 
 
@@ -18,6 +20,10 @@ class _Loader(yaml.SafeLoader):
     """SafeLoader with the scalars of YAML 1.2's core schema; traps of YAML 1.1 and repeated keys are errors."""
 
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}
+
+    def construct_document(self, node: yaml.Node) -> Any:
+        _values(node, {})
+        return super().construct_document(node)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         self.flatten_mapping(node)
@@ -44,6 +50,22 @@ def _trap(node: yaml.Node, problem: str) -> yaml.MarkedYAMLError:
     return yaml.constructor.ConstructorError(problem=problem, problem_mark=node.start_mark)
 
 
+def _values(node: yaml.Node, known: dict[int, int]) -> int:
+    """How many values ``node`` holds with its aliases written out; ``known`` are those of nodes, 0 while it is being found."""
+    if id(node) in known:
+        if not known[id(node)]:
+            raise _trap(node, "an alias stands within what it names; write the value out")
+        return known[id(node)]
+    known[id(node)] = 0
+    total = 1
+    for child in node.value if isinstance(node, yaml.CollectionNode) else ():
+        total += sum(_values(part, known) for part in (child if isinstance(child, tuple) else (child,)))
+        if total > MOST_VALUES:
+            raise _trap(node, f"holds more than {MOST_VALUES} values once aliases are written out; use fewer aliases")
+    known[id(node)] = total
+    return total
+
+
 def _construct_map(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
     return loader.construct_mapping(node, deep=True)
 
@@ -68,8 +90,8 @@ def documents_of(text: str, source: str) -> list[dict[str, Any]]:
     """The documents in ``text``; empty ones are left out.
 
     Raises:
-        ManifestErrors: not YAML, a key twice, a scalar that YAML 1.1 and 1.2 read differently, or a document that is
-            no map.
+        ManifestErrors: not YAML, a key twice, a scalar that YAML 1.1 and 1.2 read differently, aliases that multiply
+            beyond `MOST_VALUES`, or a document that is no map.
     """
     try:
         documents = [document for document in yaml.load_all(text, Loader=_Loader) if document is not None]
@@ -77,6 +99,9 @@ def documents_of(text: str, source: str) -> list[dict[str, Any]]:
         line = f"line {error.problem_mark.line + 1}" if error.problem_mark else "file"
         message, _, remedy = (error.problem or str(error)).partition("; ")
         raise ManifestErrors([FieldError(line, None, message, remedy or "correct the YAML")], source) from error
+    except RecursionError as error:
+        deep = FieldError("file", None, "is nested too deeply", "write fewer levels of lists and maps")
+        raise ManifestErrors([deep], source) from error
     except yaml.YAMLError as error:
         raise ManifestErrors([FieldError("file", None, str(error), "write it as UTF-8 YAML")], source) from error
     for number, document in enumerate(documents):

@@ -72,3 +72,36 @@ def test_several_documents_are_read_and_empty_ones_left_out() -> None:
 def test_what_is_no_map_or_no_yaml_is_refused(text: str) -> None:
     with pytest.raises(ManifestErrors, match=r"^f: "):
         documents_of(text, "f")
+
+
+def multiplied(levels: int, collection: str) -> str:
+    """Each level holds the one before eight times."""
+    head = {"[{}]": "k0: &k0 [x]\n", "{{<<: [{}]}}": "k0: &k0 {x: 1}\n"}[collection]
+    return head + "".join(
+        f"k{level}: &k{level} {collection.format(', '.join([f'*k{level - 1}'] * 8))}\n" for level in range(1, levels)
+    )
+
+
+@pytest.mark.parametrize("collection", ["[{}]", "{{<<: [{}]}}"])
+def test_aliases_that_multiply_are_refused_with_their_line_however_many_levels_they_have(collection: str) -> None:
+    for levels in (8, 60):
+        with pytest.raises(
+            ManifestErrors, match=r"^f: line [67]: holds more than 100000 values .*; use fewer aliases$"
+        ):
+            documents_of(multiplied(levels, collection), "f")
+
+
+def test_aliases_are_fine_in_moderation() -> None:
+    (document,) = documents_of(multiplied(3, "[{}]"), "f")
+    assert document["k2"] == [[["x"]] * 8] * 8
+
+
+@pytest.mark.parametrize("text", ["a: &a [*a]", "a: &a {b: *a}", "a: &a {b: [{c: *a}]}"])
+def test_an_alias_within_what_it_names_is_refused(text: str) -> None:
+    with pytest.raises(ManifestErrors, match="line 1: an alias stands within what it names; write the value out"):
+        documents_of(text, "f")
+
+
+def test_too_many_levels_are_refused() -> None:
+    with pytest.raises(ManifestErrors, match="is nested too deeply; write fewer levels"):
+        documents_of("a: " + "[" * 3_000 + "]" * 3_000, "f")
