@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from kd_runtime.api.errors import FieldError, ManifestErrors
-from kd_runtime.api.parse import load_documents, parse_job, parse_runtime, warnings
+from kd_runtime.api.parse import JOB, RUNTIME, load_documents, load_runtime, parse_job, parse_runtime, warnings
 from kd_runtime.api.runtime import SHIPPED, ClusterDistillationRuntime, shipped_runtime
 from kd_runtime.api.wiring import wire
-
-JOB, RUNTIME = "DistillationJob", "ClusterDistillationRuntime"
 
 
 @dataclass
@@ -32,9 +30,10 @@ def lint(path: Path | str, runtime: Path | None = None) -> LintReport:
     report = LintReport()
     try:
         documents = load_documents(path)
-        given = parse_runtime(load_documents(runtime)[0], source=str(runtime)) if runtime else None
+        given = load_runtime(runtime) if runtime else None
     except ManifestErrors as wrong:
-        report.errors += wrong.errors
+        of_runtime = wrong.source != str(path)
+        report.errors += [replace(e, path=f"{wrong.source}: {e.path}") if of_runtime else e for e in wrong.errors]
         return report
     if not documents:
         report.errors.append(FieldError("file", None, "holds no document", "start with apiVersion and kind"))

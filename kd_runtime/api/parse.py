@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -23,6 +24,7 @@ from kd_runtime.api.teacher import NamedTeacher
 from kd_runtime.api.yaml_documents import documents_of, load_documents
 
 M = TypeVar("M", bound=Model)
+JOB, RUNTIME = "DistillationJob", "ClusterDistillationRuntime"
 
 __all__ = [
     "FieldError",
@@ -30,6 +32,7 @@ __all__ = [
     "complete",
     "documents_of",
     "load_documents",
+    "load_runtime",
     "parse_job",
     "parse_kept_runtime",
     "parse_runtime",
@@ -66,6 +69,16 @@ def parse_runtime(document: dict[str, Any], *, source: str = "") -> ClusterDisti
     if errors or runtime is None:
         raise ManifestErrors(errors, source)
     return runtime
+
+
+def load_runtime(path: Path | str) -> ClusterDistillationRuntime:
+    """The runtime in the file ``path``. Raises ManifestErrors, also where the file holds none or several."""
+    documents = load_documents(path)
+    found = [document for document in documents if document.get("kind") == RUNTIME]
+    if len(found) != 1:
+        few = FieldError("file", None, f"holds {len(found)} documents of kind {RUNTIME}", "name a file that holds one")
+        raise ManifestErrors([few], str(path))
+    return parse_runtime(found[0], source=str(path))
 
 
 def parse_kept_runtime(document: dict[str, Any]) -> ClusterDistillationRuntime:

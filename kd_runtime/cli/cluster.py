@@ -254,8 +254,9 @@ def _namespace_in(file: Path) -> str | None:
     """The one namespace that the file's jobs name, as kubectl takes it."""
     from kd_runtime.api.parse import load_documents
 
-    named = {(document.get("metadata") or {}).get("namespace") for document in load_documents(file)} - {None}
-    return str(named.pop()) if len(named) == 1 else None
+    found = [document.get("metadata") for document in load_documents(file)]
+    named = {str(one["namespace"]) for one in found if isinstance(one, dict) and one.get("namespace") is not None}
+    return named.pop() if len(named) == 1 else None
 
 
 def _say(text: str) -> None:

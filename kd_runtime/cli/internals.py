@@ -95,6 +95,8 @@ def teacher_serve(
     if plan is not None and store is not None:
         options = planned_teacher(store, plan, name, cache, endpoint, region)
     elif model_dir is not None:
+        if engine not in list(Engine):
+            raise SettingsError(f"--engine {engine}: is no engine; use one of {', '.join(Engine)}")
         options = ServeOptions(model_dir, Engine(engine), dtype=dtype, max_model_len=max_model_len)
     else:
         raise SettingsError(

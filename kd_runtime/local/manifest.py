@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kd_runtime.api.errors import FieldError, ManifestErrors
 from kd_runtime.api.failures import SettingsError
 from kd_runtime.api.job import DistillationJob
-from kd_runtime.api.parse import load_documents, parse_job, parse_runtime
-from kd_runtime.api.runtime import ClusterDistillationRuntime, shipped_runtime
+from kd_runtime.api.lint import runtime_name
+from kd_runtime.api.parse import JOB, RUNTIME, load_documents, load_runtime, parse_job, parse_runtime
+from kd_runtime.api.runtime import SHIPPED, ClusterDistillationRuntime, shipped_runtime
 
 ADDRESS_FIELDS = ("uri", "template")
 _RELATIVE = re.compile(r"^file://(?!/)")
@@ -43,7 +45,7 @@ def load_job(path: Path, runtime: Path | None = None) -> LocalJob:
     """
     path = path.resolve()
     documents = load_documents(path)
-    jobs = [d for d in documents if isinstance(d, dict) and d.get("kind") == "DistillationJob"]
+    jobs = [document for document in documents if document.get("kind") == JOB]
     if len(jobs) != 1:
         raise SettingsError(f"{path}: holds {len(jobs)} documents of kind DistillationJob; one is needed")
     chosen = _runtime(path, documents, jobs[0], runtime)
@@ -55,13 +57,18 @@ def _runtime(
     path: Path, documents: list[dict[str, Any]], job: dict[str, Any], given: Path | None
 ) -> ClusterDistillationRuntime:
     if given is not None:
-        return parse_runtime(load_documents(given)[0], source=str(given))
-    beside = [d for d in documents if isinstance(d, dict) and d.get("kind") == "ClusterDistillationRuntime"]
-    reference = (job.get("spec") or {}).get("runtimeRef") or {}
-    name = reference.get("name") if isinstance(reference, dict) else None
-    for document in beside:
-        if name is None or document.get("metadata", {}).get("name") == name:
-            return parse_runtime(document, source=str(path))
+        return load_runtime(given)
+    name = runtime_name(job)
+    for document in documents:
+        if document.get("kind") == RUNTIME:
+            runtime = parse_runtime(document, source=str(path))
+            if name in (None, runtime.metadata.name):
+                return runtime
+    if name is not None and name not in SHIPPED:
+        unknown = f"is neither in this file nor one of the shipped: {', '.join(SHIPPED)}"
+        raise ManifestErrors(
+            [FieldError("spec.runtimeRef.name", name, unknown, "name its file with --runtime")], str(path)
+        )
     return shipped_runtime(name or "cpu")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -239,11 +240,23 @@ def open_model(
             pointer = source.read(POINTER)
         except Missing:
             return source
-        import json
-
-        path = json.loads(pointer)["path"]
-        return open_source(f"{uri.rstrip('/')}/{path.strip('/')}/", endpoint=endpoint, region=region)
+        folder = f"{uri.rstrip('/')}/"
+        return open_source(f"{folder}{_pointed_at(pointer, folder)}/", endpoint=endpoint, region=region)
     return source
+
+
+def _pointed_at(pointer: bytes, folder: str) -> str:
+    """The path below ``folder`` that its pointer names."""
+    try:
+        path = str(json.loads(pointer)["path"].strip("/"))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        path = ""
+    if not path or ".." in path.split("/"):
+        raise SettingsError(
+            f"{folder}{POINTER}: names no `path` below its folder, so it is no pointer of a published model; "
+            "publish again, or remove it where the folder itself holds the model"
+        )
+    return path
 
 
 def model_files(files: list[SourceFile], *, remote_code: bool = False) -> list[SourceFile]:

@@ -10,8 +10,8 @@ from typing import Any
 from kd_runtime.api.errors import FieldError, ManifestErrors
 from kd_runtime.api.failures import DeniedError, SettingsError
 from kd_runtime.api.labels import DEFAULT_RUNTIME_ANNOTATION
-from kd_runtime.api.lint import JOB, runtime_name
-from kd_runtime.api.parse import load_documents, parse_job, parse_runtime, warnings, without_nulls
+from kd_runtime.api.lint import runtime_name
+from kd_runtime.api.parse import JOB, load_documents, parse_job, parse_runtime, warnings, without_nulls
 from kd_runtime.api.runtime import ClusterDistillationRuntime
 from kd_runtime.remote.cluster import APPLY, JOBS, RUNTIMES, Cluster, Conflict, Document, NotFound, near
 
@@ -55,7 +55,9 @@ def check(cluster: Cluster, document: Document, source: str) -> tuple[str, ...]:
     Raises:
         ManifestErrors: what is wrong with it.
     """
-    metadata = document.setdefault("metadata", {})
+    metadata = document.get("metadata")
+    if not isinstance(metadata, dict):
+        metadata = {}
     errors = [*_namespace_errors(cluster, metadata), *local_addresses(document.get("spec"), "spec")]
     if errors:
         raise ManifestErrors(errors, source)

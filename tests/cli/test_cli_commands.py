@@ -101,3 +101,11 @@ def test_what_a_store_holds_is_listed_and_traced(tmp_path: Path) -> None:
 
 def test_the_version_is_printed() -> None:
     assert CliRunner().invoke(app, ["version"]).stdout.strip()
+
+
+def test_an_engine_that_is_none_is_named_with_those_that_are(tmp_path: Path) -> None:
+    done = kd("teacher", "serve", "--model", str(tmp_path), "--engine", "vllm")
+    assert (done.returncode, done.stderr) == (
+        64,
+        "BadSettings: --engine vllm: is no engine; use one of VLLM, Transformers\n",
+    )

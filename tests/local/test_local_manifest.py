@@ -10,6 +10,7 @@ import yaml
 from manifests import FULL, job
 
 from kd_runtime.api.failures import SettingsError
+from kd_runtime.api.lint import lint
 from kd_runtime.local.folder import RunFolder
 from kd_runtime.local.manifest import absolute_paths, load_job
 
@@ -61,6 +62,34 @@ def test_a_runtime_in_the_same_file_gives_its_defaults(tmp_path: Path) -> None:
 def test_a_file_without_a_job_says_so(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="0 documents of kind DistillationJob"):
         load_job(write(tmp_path, {"kind": "ConfigMap"}))
+
+
+@pytest.mark.parametrize("text", ["", "---\n", "kind: ConfigMap", "kind: ClusterDistillationRuntime\n---\n" * 2])
+def test_a_runtime_file_without_one_runtime_is_named(tmp_path: Path, text: str) -> None:
+    runtime = tmp_path / "runtime.yaml"
+    runtime.write_text(text)
+    path = write(tmp_path, job(FULL, tmp_path, tmp_path / "d.jsonl", ".kd/store/"))
+    said = f"{runtime}: file: holds {text.count('Runtime')} documents of kind ClusterDistillationRuntime; name a file that holds one"
+    with pytest.raises(SettingsError) as caught:
+        load_job(path, runtime)
+    assert str(caught.value) == said
+    assert [str(error) for error in lint(path, runtime).errors] == [said]
+
+
+@pytest.mark.parametrize("spec", [[1], "x", {"runtimeRef": [1]}, {"runtimeRef": "cpu"}])
+def test_a_spec_that_is_no_map_is_named(tmp_path: Path, spec: object) -> None:
+    document = {**job(FULL, tmp_path, tmp_path / "d.jsonl", ".kd/store/"), "spec": spec}
+    with pytest.raises(SettingsError, match=r"spec(\.runtimeRef)?: .*is a (list|string), not a map; write a map"):
+        load_job(write(tmp_path, document))
+
+
+def test_a_runtime_that_is_nowhere_is_named(tmp_path: Path) -> None:
+    document = job(FULL, tmp_path, tmp_path / "d.jsonl", ".kd/store/")
+    document["spec"]["runtimeRef"] = {"name": "team"}
+    with pytest.raises(
+        SettingsError, match=r"spec\.runtimeRef\.name: team is neither .*; name its file with --runtime"
+    ):
+        load_job(write(tmp_path, document))
 
 
 def test_one_run_at_a_time_has_the_folder(tmp_path: Path) -> None:

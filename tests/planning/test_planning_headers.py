@@ -70,3 +70,12 @@ def test_a_published_folder_is_read_through_its_pointer(model: Path, tmp_path: P
     (tmp_path / "kd.json").write_text(json.dumps({"path": "model/"}))
     source = open_model(f"file://{tmp_path}")
     assert read_header(source, model_files(source.files())).parameters == 64
+
+
+@pytest.mark.parametrize(
+    "body", [b"{}", b"[]", b"{", b'{"path": 1}', b'{"path": ""}', b'{"path": "../other"}', b"\xff"]
+)
+def test_a_pointer_that_names_no_folder_below_is_named(model: Path, tmp_path: Path, body: bytes) -> None:
+    (tmp_path / "kd.json").write_bytes(body)
+    with pytest.raises(SettingsError, match=r"/kd\.json: names no `path` below its folder, .*; publish again"):
+        open_model(f"file://{tmp_path}")

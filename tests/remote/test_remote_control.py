@@ -8,6 +8,7 @@ from typing import Any
 
 import httpx
 import pytest
+import yaml
 from kd_operator import names
 from kd_operator.children import context
 from kd_operator.decide import ending
@@ -22,7 +23,7 @@ from kd_runtime.remote.completion import job_names, part_names
 from kd_runtime.remote.control import resume, retry, retryable, suspend
 from kd_runtime.remote.jobs import RemoteJob
 from kd_runtime.remote.reports import fetch_report, job_store, keep_report
-from kd_runtime.remote.submission import local_addresses
+from kd_runtime.remote.submission import local_addresses, submit
 
 JOB = "/apis/kubedistill.io/v1alpha1/namespaces/default/distillationjobs/math-tutor"
 
@@ -194,3 +195,16 @@ def test_completion_without_a_cluster_offers_nothing_and_says_nothing(
     assert job_names(parameters, "m") == []
     assert part_names({**parameters, "job": "math-tutor"}, "", logs=True) == []
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("metadata", [[1], "x"])
+def test_a_job_whose_metadata_is_no_map_is_refused_before_anything_is_asked_to_change(
+    api: Any, cluster: Cluster, tmp_path: Path, metadata: object
+) -> None:
+    runtime = {"apiVersion": "kubedistill.io/v1alpha1", "kind": "ClusterDistillationRuntime", "metadata": {"name": "cuda"}}
+    api.answers["/apis/kubedistill.io/v1alpha1/clusterdistillationruntimes/cuda"] = runtime
+    path = tmp_path / "job.yaml"
+    path.write_text(yaml.safe_dump({**case("succeeded").document(), "kind": "DistillationJob", "metadata": metadata}))
+    with pytest.raises(SettingsError, match=r"metadata: .*is a (list|string), not a map"):
+        submit(cluster, path)
+    assert {request.method for request in api.requests} == {"GET"}
