@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
+
+from kd_runtime.cli.consoles import console
 
 
 def add(app: typer.Typer) -> None:
@@ -24,4 +25,4 @@ def chat(
     """Talk to teacher, untrained and trained student side by side."""
     from kd_runtime.local.chat import chat as talk
 
-    talk(run, prompt or [], max_tokens, Console())
+    talk(run, prompt or [], max_tokens, console())

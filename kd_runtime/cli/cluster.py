@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.text import Text
 
 from kd_runtime.api.failures import SettingsError
@@ -128,7 +127,7 @@ def logs(
             "--follow and --previous exclude each other: a run that is over writes nothing more; leave one out"
         )
     show_logs(
-        _connect(namespace, context, kubeconfig), job, stage, Console(soft_wrap=True), follow=follow, previous=previous,
+        _connect(namespace, context, kubeconfig), job, stage, console(soft_wrap=True), follow=follow, previous=previous,
         tail=tail, attempt=attempt,
     )  # fmt: skip
 
@@ -163,7 +162,7 @@ def report(
     found = find_job(cluster, job)
     path = keep_report(fetch_report(job_store(found, endpoint), found), found, output)
     opened = output is None and open_in_browser(path)
-    Console(soft_wrap=True).print(Text(f"{path}{' (opened in your browser)' if opened else ''}"))
+    console(soft_wrap=True).print(Text(f"{path}{' (opened in your browser)' if opened else ''}"))
 
 
 def suspend(
@@ -260,4 +259,4 @@ def _namespace_in(file: Path) -> str | None:
 
 
 def _say(text: str) -> None:
-    Console(soft_wrap=True).print(Text(text))
+    console(soft_wrap=True).print(Text(text))

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
+
+from kd_runtime.cli.consoles import console
 
 stage = typer.Typer(help="One stage of a plan: what runs in a pod.", no_args_is_help=True)
 teacher = typer.Typer(help="Serve a teacher.", no_args_is_help=True)
@@ -126,6 +127,4 @@ def import_gguf(
 
     path = Path(source) if Path(source).exists() else packaged_gguf(source)
     made = import_gguf(path, target)
-    Console(soft_wrap=True).print(
-        f"{target}: {'made from' if made else 'is there already, from'} {path.name}", highlight=False
-    )
+    console(soft_wrap=True).print(f"{target}: {'made from' if made else 'is there already, from'} {path.name}")

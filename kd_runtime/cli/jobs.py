@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
+from rich.text import Text
 
 from kd_runtime.api.failures import ExitClass
 from kd_runtime.cli.consoles import console
@@ -32,7 +32,7 @@ def run(manifest: ManifestArgument, runtime: RuntimeOption = None) -> None:
 
     out = console()
     path = run_manifest(manifest, runtime, out)
-    out.print(f"\n[bold]report[/]  {path}", highlight=False, soft_wrap=True)
+    out.print(Text.assemble("\n", ("report", "bold"), f"  {path}"), soft_wrap=True)
 
 
 def plan(manifest: ManifestArgument, runtime: RuntimeOption = None) -> None:
@@ -49,18 +49,18 @@ def lint(
     """Check manifests: every error at once, with field, value and remedy."""
     from kd_runtime.api.lint import lint as lint_file
 
-    out, bad = Console(soft_wrap=True), 0
+    out, bad = console(soft_wrap=True), 0
     for file in files:
         found = lint_file(file, runtime)
         for error in found.errors:
-            out.print(f"[red]error[/]   {file}: {error}", highlight=False)
+            out.print(Text.assemble(("error", "red"), f"   {file}: {error}"))
         for warning in found.warnings:
-            out.print(f"[yellow]warning[/] {file}: {warning}", highlight=False)
+            out.print(Text.assemble(("warning", "yellow"), f" {file}: {warning}"))
         for line in found.wiring:
-            out.print(f"        {file}: {line}", highlight=False)
+            out.print(f"        {file}: {line}")
         bad += bool(found.errors)
         if not found.errors:
-            out.print(f"[green]ok[/]      {file}", highlight=False)
+            out.print(Text.assemble(("ok", "green"), f"      {file}"))
     if bad:
         raise typer.Exit(int(ExitClass.BadSettings))
 
@@ -85,4 +85,4 @@ def report(
 
     planned, store, cache = open_run(manifest)
     target = output or manifest.resolve().parent / ".kd" / "runs" / planned.job / "report.html"
-    Console(soft_wrap=True).print(str(write_report(planned, store, cache, target)), highlight=False)
+    console(soft_wrap=True).print(str(write_report(planned, store, cache, target)))

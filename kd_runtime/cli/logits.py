@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from kd_runtime.api.failures import ExitClass, SettingsError
+from kd_runtime.cli.consoles import console
 
 app = typer.Typer(help="Look into shards of teacher logits (KDL).", no_args_is_help=True)
 FilesArgument = Annotated[
@@ -31,21 +32,21 @@ def inspect(files: FilesArgument) -> None:
     from kd_runtime.local.tables import number, size
     from kd_runtime.logits.inspection import inspect as look
 
-    console = Console()
+    out = console()
     for path in _shards(files):
         info = look(path)
-        console.print(
-            f"[bold]{path.name}[/]  {info.spec.profile} K={info.spec.k} M={info.spec.m} V={info.spec.vocab:,}  {info.rows:,} rows  "
+        said = (
+            f"  {info.spec.profile} K={info.spec.k} M={info.spec.m} V={info.spec.vocab:,}  {info.rows:,} rows  "
             f"{info.tokens:,} tokens  {info.positions:,} scored  {size(info.bytes)}  "
-            f"{info.bytes_per_position:.1f} B a position ({info.file_bytes_per_position:.1f} with all)",
-            highlight=False,
+            f"{info.bytes_per_position:.1f} B a position ({info.file_bytes_per_position:.1f} with all)"
         )
+        out.print(Text.assemble((path.name, "bold"), said))
         table = Table("plane", "dtype", "shape", "bytes", "crc32c", box=None)
         for plane in info.planes:
             table.add_row(plane.name, plane.dtype, "x".join(map(str, plane.shape)), number(plane.bytes), plane.crc32c)
-        console.print(table)
+        out.print(table)
         for name, value in info.metadata.items():
-            console.print(f"  {name}: {value}", highlight=False, style="dim")
+            out.print(f"  {name}: {value}", style="dim")
 
 
 @app.command()
@@ -53,13 +54,13 @@ def verify(files: FilesArgument) -> None:
     """Read every byte of every shard; exit 65 and name what is damaged."""
     from kd_runtime.logits.inspection import verify as check
 
-    console, bad = Console(soft_wrap=True), 0
+    out, bad = console(soft_wrap=True), 0
     found = check(_shards(files))
     for one in found:
         bad += not one.sound
         for problem in one.problems:
-            console.print(f"[red]damaged[/] {one.path}: {problem}", highlight=False)
-    console.print(f"{len(found) - bad} of {len(found)} shards are sound", highlight=False)
+            out.print(Text.assemble(("damaged", "red"), f" {one.path}: {problem}"))
+    out.print(f"{len(found) - bad} of {len(found)} shards are sound")
     if bad:
         raise typer.Exit(int(ExitClass.BadData))
 
@@ -85,10 +86,10 @@ def stats(files: FilesArgument) -> None:
         table.add_row("largest defect of head and tail as stored", f"{found.defect:.1e}")
     if found.entropy is not None:
         table.add_row("teacher's mean entropy, nats", f"{found.entropy:.3f}")
-    Console().print(table)
+    console().print(table)
     if found.low_head_mass:
-        Console().print(
-            "[yellow]warning[/] the head holds little of the teacher's mass; raise capture.topK", highlight=False
+        console().print(
+            Text.assemble(("warning", "yellow"), " the head holds little of the teacher's mass; raise capture.topK")
         )
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import sys
 
 import typer
-from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
 
 from kd_runtime import __version__
 from kd_runtime.api.failures import ExitClass, KDError, classify, disk_full
 from kd_runtime.cli import chat, cluster, internals, jobs, logits, rejects, store
+from kd_runtime.cli.consoles import console
 
 app = typer.Typer(
     name="kd",
@@ -41,9 +41,7 @@ def main() -> None:
     try:
         app(standalone_mode=True)
     except KDError as error:
-        Console(stderr=True).print(
-            f"[red]{error.exit_class.name}[/]: {escape(str(error))}", highlight=False, markup=True, soft_wrap=True
-        )
+        console(soft_wrap=True, stderr=True).print(Text.assemble((error.exit_class.name, "red"), f": {error}"))
         sys.exit(int(error.exit_class))
     except KeyboardInterrupt:
         sys.exit(130)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
 from kd_runtime.cli.consoles import console
@@ -32,7 +31,7 @@ def list_(
     found = rejected(manifest, stage)
     for name, reject in found[:limit]:
         row = reject.row[:16] if reject.row != reject.source else ""
-        table.add_row(name, escape(reject.source), row, str(reject.sample), reject.reason, escape(reject.detail))
+        table.add_row(name, reject.source, row, str(reject.sample), reject.reason, reject.detail)
     console().print(table)
     print(f"{len(found)} rejected rows" + (f", {limit} shown" if len(found) > limit else ""))
 

@@ -6,8 +6,8 @@ import os
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from rich.tree import Tree
 
 from kd_runtime.cli.consoles import console
@@ -34,7 +34,7 @@ def ls(store: StoreOption) -> None:
         rows = manifest.counts.get("out", manifest.counts.get("done", 0))
         total = sum(o.size for o in manifest.objects)
         table.add_row(manifest.key[:16], manifest.stage_type, number(rows), size(total), manifest.created)
-    Console().print(table)
+    console().print(table)
 
 
 def lineage(
@@ -48,12 +48,12 @@ def lineage(
         for role, child in node.inputs:  # type: ignore[attr-defined]
             grow(tree.add(f"{role}: {child.stage_type} {child.key[:16]} content {child.content_digest[:12]}"), child)
         for role, digest in node.externals.items():  # type: ignore[attr-defined]
-            tree.add(f"[dim]{role}: {digest[:16]}[/]")
+            tree.add(Text(f"{role}: {digest[:16]}", style="dim"))
 
     root = lineage_of(open_store(absolute(store)), key)
     tree = Tree(f"{root.stage_type} {root.key[:16]} content {root.content_digest[:12]}")
     grow(tree, root)
-    Console().print(tree)
+    console().print(tree)
 
 
 def gc(

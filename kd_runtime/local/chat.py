@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rich.columns import Columns
 from rich.console import Console
 from rich.panel import Panel
+from rich.text import Text
 
 from kd_runtime.api.failures import SettingsError
 from kd_runtime.artifacts.cache import Cache
@@ -67,7 +68,7 @@ def chat(run: Path, prompts: list[str], max_tokens: int, console: Console) -> No
             history.append({"role": "assistant", "content": text})
             panels.append(
                 Panel(
-                    text,
+                    Text(text),
                     title=voice.name,
                     border_style=COLOURS[voice.name],
                     width=max(30, console.width // len(voices) - 1),
@@ -76,7 +77,7 @@ def chat(run: Path, prompts: list[str], max_tokens: int, console: Console) -> No
             if prompts:
                 history.clear()
         if prompts:
-            console.print(f"[bold]{question}[/]", highlight=False)
+            console.print(Text(question, style="bold"))
         console.print(Columns(panels))
 
 
@@ -114,7 +115,7 @@ def _typed(console: Console) -> Iterator[str]:
     console.print("Type a question; an empty line ends.", style="dim")
     while True:
         try:
-            line = console.input("[bold]> [/]").strip()
+            line = console.input(Text("> ", style="bold")).strip()
         except EOFError:
             return
         if not line:

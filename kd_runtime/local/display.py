@@ -19,6 +19,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 
 from kd_runtime.telemetry.progress import Progress as Report
 
@@ -34,11 +35,11 @@ class Display:
         self.console = console
         self._bars = Progress(
             SpinnerColumn(),
-            TextColumn("[bold]{task.fields[stage]:<10}"),
+            TextColumn("{task.fields[stage]:<10}", style="bold", markup=False),
             BarColumn(bar_width=None),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[unit]}"),
-            TextColumn("{task.fields[rate]}"),
+            TextColumn("{task.fields[unit]}", markup=False),
+            TextColumn("{task.fields[rate]}", markup=False),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             console=console,
@@ -60,9 +61,9 @@ class Display:
         if self.console.is_terminal:
             self._bars.stop()
 
-    def say(self, text: str) -> None:
-        """One line, above the bars."""
-        self.console.print(text, highlight=False)
+    def say(self, *parts: str | tuple[str, str]) -> None:
+        """One line, above the bars, of texts or (text, style)."""
+        self.console.print(Text.assemble(*parts))
 
     def start(self, stage: str, what: str) -> None:
         """A stage (or a teacher) starts: shown as busy until its first report."""

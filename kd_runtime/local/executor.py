@@ -13,8 +13,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rich.markup import escape
-
 from kd_runtime.api.failures import GANG_ORDER, ExitClass, KDError, exit_class
 from kd_runtime.api.poison import SMOKE_UNIT
 from kd_runtime.api.result import StageResult
@@ -93,17 +91,16 @@ class Executor:
     def _stage(self, stage: PlannedStage, progress_url: str) -> None:
         state = look_up(self.plan, self.store)[stage.name]
         if not state.runs:
-            mark = "[green]found[/]" if state.state is Lookup.Found else "[dim]not needed[/]"
-            self.display.say(f"[bold]{stage.name:<10}[/] {mark}  {stage.key[:12]}")
+            mark = ("found", "green") if state.state is Lookup.Found else ("not needed", "dim")
+            self.display.say((f"{stage.name:<10}", "bold"), " ", mark, f"  {stage.key[:12]}")
             return
         started = time.monotonic()
         self._ready_teacher(stage)
         result = self._attempts(stage, progress_url)
         self._release_teacher(stage)
         counts = "  ".join(f"{name} {value:,}" for name, value in result.counts.items())
-        self.display.say(
-            f"[bold]{stage.name:<10}[/] [green]done[/]   {stage.key[:12]}  {duration(time.monotonic() - started):>8}  {counts}"
-        )
+        said = f"   {stage.key[:12]}  {duration(time.monotonic() - started):>8}  {counts}"
+        self.display.say((f"{stage.name:<10}", "bold"), " ", ("done", "green"), said)
 
     # ---- attempts ------------------------------------------------------------------------------------------------------
 
@@ -123,7 +120,7 @@ class Executor:
                 raise StageFailed(result.exit_class, f"stage {stage.name}: {result.message}")
             wait = min(policy.backoff.base_seconds * 2 ** (attempt - 1), policy.backoff.max_seconds)
             self.display.say(
-                f"{stage.name}: {result.exit_class.name}: {escape(result.message)}; attempt {attempt + 1} in {wait} s"
+                f"{stage.name}: {result.exit_class.name}: {result.message}; attempt {attempt + 1} in {wait} s"
             )
             self._sleep(wait)
         raise AssertionError("unreachable")
@@ -267,7 +264,8 @@ class Executor:
         self._teacher.start()
         seconds = self._teacher.wait()
         self.display.stop("teacher")
-        self.display.say(f"[bold]{'teacher':<10}[/] ready  {name} ({teacher.hosted.engine}) after {seconds:.0f} s")
+        said = f" ready  {name} ({teacher.hosted.engine}) after {seconds:.0f} s"
+        self.display.say((f"{'teacher':<10}", "bold"), said)
 
     def _release_teacher(self, stage: PlannedStage) -> None:
         """Stop the teacher unless the next stage that runs asks it too."""

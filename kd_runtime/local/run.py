@@ -8,6 +8,7 @@ from pathlib import Path
 
 import psutil
 from rich.console import Console
+from rich.text import Text
 
 from kd_runtime.api.failures import GateError, SettingsError
 from kd_runtime.api.parse import warnings
@@ -80,7 +81,7 @@ def show_plan(manifest: Path, runtime: Path | None, console: Console) -> Planned
 
 def _warn(planned: Planned, console: Console) -> None:
     for warning in (*warnings(planned.local.job), *planned.notes):
-        console.print(f"[yellow]warning[/] {warning}", highlight=False)
+        console.print(Text.assemble(("warning", "yellow"), f" {warning}"))
 
 
 def run_manifest(manifest: Path, runtime: Path | None, console: Console) -> Path:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from rich.box import SIMPLE
 from rich.table import Table
+from rich.text import Text
 
 from kd_runtime.planning.estimates import StageEstimate
 from kd_runtime.planning.lookup import Lookup, StageLookup
@@ -31,13 +32,12 @@ def plan_table(plan: Plan, states: Mapping[str, StageLookup], estimates: Mapping
         table.add_column(heading, justify="right", no_wrap=True)
     for stage in plan.stages:
         state, cost = states[stage.name], estimates.get(stage.name, StageEstimate())
-        colour = COLOURS[state.state]
         table.add_row(
             stage.name,
             stage.type.value,
             inputs_text(stage),
             stage.key[:12],
-            f"[{colour}]{WORDS[state.state]}[/]",
+            Text(WORDS[state.state], style=COLOURS[state.state]),
             number(cost.rows),
             number(cost.tokens),
             size(cost.bytes),

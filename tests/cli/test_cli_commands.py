@@ -14,6 +14,7 @@ from fakes import fake_model
 from manifests import FULL, job
 from typer.testing import CliRunner
 
+import kd_runtime
 from kd_runtime.artifacts.store import open_store
 from kd_runtime.artifacts.writer import ArtifactWriter, new_writer_id
 from kd_runtime.cli.main import app
@@ -109,3 +110,19 @@ def test_an_engine_that_is_none_is_named_with_those_that_are(tmp_path: Path) -> 
         64,
         "BadSettings: --engine vllm: is no engine; use one of VLLM, Transformers\n",
     )
+
+
+MARKUP = "[/x] [b]bold[/b] :key: [link=http://x]"
+
+
+def test_what_a_manifest_says_is_printed_as_it_is(tmp_path: Path) -> None:
+    path = manifest(tmp_path, runtimeRef={"name": MARKUP})
+    for command, stream in (("lint", "stdout"), ("plan", "stderr")):
+        done = kd(command, str(path))
+        assert done.returncode == 64, done.stderr
+        assert f"spec.runtimeRef.name: {MARKUP} " in getattr(done, stream)
+
+
+def test_only_one_place_makes_consoles_so_that_no_command_prints_markup() -> None:
+    sources = (Path(kd_runtime.__file__).parent).rglob("*.py")
+    assert [path.name for path in sources if "Console(" in path.read_text().replace("console(", "")] == ["consoles.py"]

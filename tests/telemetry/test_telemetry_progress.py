@@ -241,3 +241,12 @@ def test_lines_are_printed_where_there_is_no_terminal() -> None:
     display.report(Progress("answers", 0, 3, 10, "rows", 50, 25.0, 0.5))
     display.report(Progress("answers", 0, 4, 10, "rows", 60, 25.0, 0.5))
     assert out.getvalue().splitlines() == ["  answers: 3/10 rows 25 tok/s  loss 0.500"]
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_what_a_stage_says_is_no_markup(terminal: bool) -> None:
+    out, said = io.StringIO(), "[/x] [b]rejected[/b] :key:"
+    with Display(Console(file=out, width=200, force_terminal=terminal, color_system=None)) as display:
+        display.say(("answers", "bold"), f" {said}")
+        display.report(Progress("answers", 0, 3, 10, "rows", message=said))
+    assert out.getvalue().count(said) >= 2
