@@ -101,7 +101,12 @@ class FaultyTeacher:
         body = await request.body()
         decoded = wire.decode_request(body)
         keys = tuple(row.key.hex() for row in decoded.rows)
-        asked = Asked(len(self.chats) + len(self.scores), keys[0], {"teacher": decoded.teacher_key}, keys)
+        asked = Asked(
+            len(self.chats) + len(self.scores),
+            keys[0],
+            {"teacher": decoded.teacher_key, "tokenizer": decoded.tokenizer},
+            keys,
+        )
         self.scores.append(asked)
         return self.fault(asked) or Response(planes_to_bytes(made_planes(decoded)), media_type=wire.MEDIA_TYPE)
 

@@ -20,6 +20,9 @@ from kd_runtime.api.model import (
     exactly_one,
 )
 
+SCORE_PATH = "/kd/v1/score"
+"""The score route of protocol KD: POST scores rows; GET says which tokenizer the teacher has."""
+
 
 class Engine(StrEnum):
     """What runs a hosted teacher."""

@@ -12,7 +12,14 @@ from kd_runtime.artifacts.store import Store
 from kd_runtime.planning.estimates import StageEstimate, estimate, sample_dataset
 from kd_runtime.planning.lookup import StageLookup, look_up
 from kd_runtime.planning.plan import Plan
-from kd_runtime.planning.probes import probe_held_out, probe_memory, probe_store, probe_teachers, probe_tokenizers
+from kd_runtime.planning.probes import (
+    probe_held_out,
+    probe_memory,
+    probe_score_routes,
+    probe_store,
+    probe_teachers,
+    probe_tokenizers,
+)
 from kd_runtime.planning.resolve import build_plan
 
 
@@ -81,6 +88,7 @@ def probe_running(found: Outlook, memory: Callable[[str], int | None]) -> None:
     probe_tokenizers(found.plan)
     if any(found.plan.stage(name).teacher for name in found.running):
         probe_teachers(found.plan)
+        probe_score_routes(found.plan, found.running)
     for name in found.running:
         available = memory(name)
         if available is not None:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 import httpx
 
 from kd_runtime.api.failures import DataError, DeniedError, SettingsError, StorageError, TeacherError
 from kd_runtime.api.job import DistillationJobSpec, ExternalTeacher, NamedTeacher, SecretReference, Teacher
 from kd_runtime.api.secret_variables import secret_variable
+from kd_runtime.api.teacher import SCORE_PATH
 from kd_runtime.artifacts.store import Store
 from kd_runtime.outbound.addresses import guard_of
 from kd_runtime.outbound.http import guard_client
 from kd_runtime.planning.fetch import secret_token
-from kd_runtime.planning.plan import Plan, StageType
+from kd_runtime.planning.plan import External, Plan, StageType
 from kd_runtime.planning.resolve import teacher_named
 from kd_runtime.planning.sources import open_model
 from kd_runtime.planning.tokenizers import tokenizer_digest_of
@@ -102,7 +103,19 @@ def probe_teachers(plan: Plan) -> None:
 
 
 def _probe_teacher(path: str, teacher: ExternalTeacher) -> None:
-    url = f"{teacher.base_url.rstrip('/')}/models"
+    answer = _asked(path, teacher, f"{teacher.base_url.rstrip('/')}/models")
+    try:
+        served = [str(model["id"]) for model in answer.json()["data"]] if answer.is_success else []
+    except (ValueError, KeyError, TypeError):
+        return
+    if served and teacher.model not in served:
+        raise SettingsError(
+            f"{path}.model: {teacher.model!r} is not served at {teacher.base_url}; it serves {', '.join(served[:8])}"
+        )
+
+
+def _asked(path: str, teacher: ExternalTeacher, url: str) -> httpx.Response:
+    """What the teacher answers to ``GET url``: a success, or that it has no such route."""
     key = api_key(teacher)
     try:
         with guard_client(httpx.Client(timeout=PROBE_TIMEOUT_SECONDS), guard_of(f"{path}.baseURL")) as client:
@@ -111,27 +124,19 @@ def _probe_teacher(path: str, teacher: ExternalTeacher) -> None:
         raise TeacherError(
             f"{path}.baseURL: {teacher.base_url} does not answer ({type(error).__name__}); check the address, or start it"
         ) from error
-    if answer.status_code in (401, 403):
+    code = answer.status_code
+    if code in (401, 403):
         raise DeniedError(
-            f"{path}.apiKeySecretRef: {_said(teacher)} is refused by {url} ({answer.status_code}); put a valid key there"
+            f"{path}.apiKeySecretRef: {_said(teacher)} is refused by {url} ({code}); put a valid key there"
         )
-    if answer.status_code == 404:
-        return
-    if 300 <= answer.status_code < 400:
+    if 300 <= code < 400:
         raise SettingsError(
             f"{path}.baseURL: {url} redirects to {answer.headers.get('location')}, which is not followed; "
             "give the address that answers"
         )
-    if answer.status_code >= 400:
-        raise TeacherError(f"{path}.baseURL: {url} answers {answer.status_code}; check the address, or try again later")
-    try:
-        served = [str(model["id"]) for model in answer.json()["data"]]
-    except (ValueError, KeyError, TypeError):
-        return
-    if served and teacher.model not in served:
-        raise SettingsError(
-            f"{path}.model: {teacher.model!r} is not served at {teacher.base_url}; it serves {', '.join(served[:8])}"
-        )
+    if code >= 400 and code not in (404, 405):
+        raise TeacherError(f"{path}.baseURL: {url} answers {code}; check the address, or try again later")
+    return answer
 
 
 def _said(teacher: ExternalTeacher) -> str:
@@ -146,22 +151,60 @@ def probe_tokenizers(plan: Plan) -> None:
     Raises:
         SettingsError: it has another; both digests are named.
     """
-    s3 = {"endpoint": plan.spec.artifacts.endpoint, "region": plan.spec.artifacts.region}
     student = plan.stage("dataset").externals["tokenizer"]
     for stage in plan.stages:
         teacher = stage.externals.get("teacher")
-        if stage.type is not StageType.Capture or teacher is None or not teacher.files:
-            continue
-        mine, theirs = (
-            tokenizer_digest_of(open_model(e.uri, revision=e.revision, token=secret_token(e.secret), **s3))
-            for e in (student, teacher)
-        )
-        if mine != theirs:
-            raise SettingsError(
-                f"stage {stage.name}: the teacher {teacher.uri} has another tokenizer ({theirs[:12]}) than the student "
-                f"{student.uri} ({mine[:12]}), so its logits are over other tokens; "
-                "use a teacher of the student's family, or train by SFT on its answers"
+        if stage.type is StageType.Capture and teacher is not None and teacher.files:
+            _check_tokenizers(
+                stage.name, teacher.uri, _digest_of(plan, teacher), student.uri, _digest_of(plan, student)
             )
+
+
+def probe_score_routes(plan: Plan, running: Collection[str]) -> None:
+    """The same of external teachers, whose files nobody sees: those that the capture stages ``running`` will ask say it.
+
+    Raises:
+        SettingsError: one has another tokenizer, or no score route that tells. TeacherError, DeniedError: as `probe_teachers`.
+    """
+    student = plan.stage("dataset").externals["tokenizer"]
+    for stage in plan.stages:
+        if stage.type is not StageType.Capture or stage.name not in running or stage.teacher is None:
+            continue
+        _, teacher = teacher_named(plan.spec, stage.teacher)
+        if teacher.external is not None:
+            path = next(path for path, each in _teachers(plan.spec) if each == teacher)
+            theirs = _tokenizer_of(f"{path}.external", teacher.external)
+            _check_tokenizers(stage.name, teacher.external.base_url, theirs, student.uri, _digest_of(plan, student))
+
+
+def _tokenizer_of(path: str, teacher: ExternalTeacher) -> str:
+    """The digest of the tokenizer that a teacher of protocol KD says it has."""
+    url = f"{teacher.base_url.rstrip('/').removesuffix('/v1')}{SCORE_PATH}"
+    answer = _asked(path, teacher, url)
+    try:
+        digest = answer.json()["tokenizer"] if answer.is_success else None
+    except (ValueError, KeyError, TypeError):
+        digest = None
+    if not isinstance(digest, str):
+        raise SettingsError(
+            f"{path}.protocol: {url} ({answer.status_code}) does not say which tokenizer its teacher has, so its logits may be "
+            "over other tokens; serve it with this version's `kd teacher serve`, or train by SFT on its answers"
+        )
+    return digest
+
+
+def _digest_of(plan: Plan, model: External) -> str:
+    s3 = {"endpoint": plan.spec.artifacts.endpoint, "region": plan.spec.artifacts.region}
+    return tokenizer_digest_of(open_model(model.uri, revision=model.revision, token=secret_token(model.secret), **s3))
+
+
+def _check_tokenizers(stage: str, teacher: str, theirs: str, student: str, mine: str) -> None:
+    if mine != theirs:
+        raise SettingsError(
+            f"stage {stage}: the teacher {teacher} has another tokenizer ({theirs[:12]}) than the student "
+            f"{student} ({mine[:12]}), so its logits are over other tokens; "
+            "use a teacher of the student's family, or train by SFT on its answers"
+        )
 
 
 def probe_held_out(plan: Plan, counts: Mapping[str, int]) -> None:

@@ -24,7 +24,7 @@ from kd_runtime.logits.spec import ShardSpec
 from kd_runtime.planning.digests import DigestMemory
 from kd_runtime.planning.fetch import fetch_external
 from kd_runtime.planning.resolve import teacher_named
-from kd_runtime.planning.tokenizers import vocabulary_size
+from kd_runtime.planning.tokenizers import tokenizer_digest, vocabulary_size
 from kd_runtime.stages.asking import Asking, Covered, IndexedRows, check_rejected, client_of
 from kd_runtime.stages.context import StageContext, StageOutcome
 from kd_runtime.teachers.answers import Refused
@@ -55,8 +55,9 @@ def run(ctx: StageContext) -> StageOutcome:
     assert body is not None
     rows = IndexedRows.of(rows_of(ctx.cache, ctx.store, ctx.input("rows")))
     pairs = tuple(Pair(key, 0) for key in rows.places)
-    spec = spec_of(body, vocabulary(ctx))
-    asking = Asking(ctx, pairs, Scores(ctx, rows, spec))
+    folder = tokenizer(ctx)
+    spec = spec_of(body, vocabulary_size(folder))
+    asking = Asking(ctx, pairs, Scores(ctx, rows, spec, tokenizer_digest(folder)))
     covered = asking.run()
     if asking.missing(covered):
         return StageOutcome(None, message=asking.says())
@@ -72,17 +73,16 @@ def spec_of(body: Capture, vocab: int) -> ShardSpec:
     return ShardSpec(body.profile.value, k, body.tail_draws, others, vocab, entropy)
 
 
-def vocabulary(ctx: StageContext) -> int:
-    """The true vocabulary of the tokenizer that made the rows."""
+def tokenizer(ctx: StageContext) -> Path:
+    """The folder of the tokenizer that made the rows."""
     artifacts = ctx.plan.spec.artifacts
-    folder = fetch_external(
+    return fetch_external(
         ctx.plan.stage(DATASET).externals["tokenizer"],
         ctx.cache,
         DigestMemory(ctx.store),
         endpoint=artifacts.endpoint,
         region=artifacts.region,
     )
-    return vocabulary_size(folder)
 
 
 def assemble(
@@ -144,6 +144,8 @@ class Scores:
     ctx: StageContext
     rows: IndexedRows
     spec: ShardSpec
+    tokenizer: str
+    """Digest of the one that made the rows' ids: nothing else shows that the teacher reads them as they were meant."""
     _open: TeacherClient | None = None
 
     def __post_init__(self) -> None:
@@ -189,7 +191,8 @@ class Scores:
         """One request; where it is refused, each of its rows alone, to learn which one is at fault."""
         asked = tuple(ScoreRow(bytes.fromhex(row.key), row.input_ids, row.scored) for row in rows)
         try:
-            planes = await self._client.score(ScoreRequest(asked, self.spec, teacher_key=self._teacher_key))
+            request = ScoreRequest(asked, self.spec, teacher_key=self._teacher_key, tokenizer=self.tokenizer)
+            planes = await self._client.score(request)
         except Refused as refusal:
             if len(rows) == 1:
                 heard(Pair(rows[0].key, 0), Reject(rows[0].key, 0, refusal.reason, refusal.detail, rows[0].source))

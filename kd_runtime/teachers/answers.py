@@ -96,7 +96,7 @@ def check_status(response: httpx.Response) -> None:
         raise Passing(f"{where}, {said}", answered=code != 503, busy=code == 429, retry_after=wait)
     if code == 409:
         raise SettingsError(
-            f"{where}, {said}; another model answers there than the plan names: point the teacher at its own"
+            f"{where}, {said}; another model or tokenizer is there than the plan names: point the teacher at its own"
         )
     if code in (400, 413, 422):
         long = code == 413 or any(mark in said for mark in TOO_LONG_MARKS)

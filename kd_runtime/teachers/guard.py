@@ -1,8 +1,9 @@
-"""Who may ask a teacher: every path but /health wants the API key, whatever the engine."""
+"""Who may ask a teacher, and which one: every path but /health wants the API key, whatever the engine."""
 
 from __future__ import annotations
 
 import hmac
+from dataclasses import dataclass
 
 from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
@@ -38,9 +39,34 @@ def error_body(message: str, kind: str, code: int) -> dict[str, object]:
     return {"error": {"message": message, "type": kind, "code": code}}
 
 
-def wrong_teacher(expected: str | None, own: str | None) -> JSONResponse | None:
-    """409 where the client means another teacher than this one; None where it does not, or either does not say."""
-    if expected is None or own is None or expected == own:
+@dataclass(frozen=True)
+class Identity:
+    """Which teacher a server is."""
+
+    teacher: str | None = None
+    """Digest of its files, as the plan has it; None where no plan started it."""
+    tokenizer: str | None = None
+    """Digest of its tokenizer; None where it has none of the forms that have one."""
+
+    def said(self) -> dict[str, str | None]:
+        """The answer to ``GET`` on the score route."""
+        return {"tokenizer": self.tokenizer}
+
+    def refusal(self, teacher: str | None, tokenizer: str | None) -> JSONResponse | None:
+        """409 where the client means another teacher than this one, or counts its ids by another tokenizer.
+
+        A client that says neither is answered. Nothing tells a foreign id from an own one, so a tokenizer that is not known
+        is no better than another; a teacher that no plan started is whoever it is.
+        """
+        if teacher is not None and self.teacher is not None and teacher != self.teacher:
+            return _conflict(f"this teacher is {self.teacher[:12]}, and {teacher[:12]} is asked for", "WrongTeacher")
+        if tokenizer is not None and tokenizer != self.tokenizer:
+            own = self.tokenizer[:12] if self.tokenizer is not None else "not known"
+            return _conflict(
+                f"this teacher's tokenizer is {own}, and the ids are of {tokenizer[:12]}", "WrongTokenizer"
+            )
         return None
-    message = f"this teacher is {own[:12]}, and {expected[:12]} is asked for"
-    return JSONResponse(error_body(message, "WrongTeacher", 409), 409)
+
+
+def _conflict(message: str, kind: str) -> JSONResponse:
+    return JSONResponse(error_body(message, kind, 409), 409)

@@ -16,6 +16,8 @@ import httpx
 
 from kd_runtime.api.failures import ExitClass, SettingsError, TeacherError
 from kd_runtime.api.teacher import Engine, Parallelism, Quantization, Serving
+from kd_runtime.planning.tokenizers import tokenizer_digest
+from kd_runtime.teachers.guard import Identity
 from kd_runtime.teachers.leash import POLL_SECONDS, Leash, when_orphaned
 
 STOP_SECONDS = 8.0
@@ -47,6 +49,8 @@ class ServeOptions:
     extra_env: Mapping[str, str] = field(default_factory=dict)
     teacher_key: str | None = None
     """Which teacher this is: a score request that names another is answered 409."""
+    tokenizer: str | None = None
+    """Digest of its tokenizer, of which the same is true; `serve` takes it from the model's folder."""
     ready_file: Path | None = None
     """Gets {"url", "pid"} as JSON once /health is 200."""
     leashed: bool = True
@@ -62,7 +66,8 @@ def serve(options: ServeOptions) -> ExitClass:
     """
     orphaned = _watch_parent() if options.leashed else threading.Event()
     with _bound(options.host, options.port) as probe:  # a port that is taken is said before a model is loaded
-        options = replace(options, port=int(probe.getsockname()[1]))
+        port = int(probe.getsockname()[1])
+    options = replace(options, port=port, tokenizer=_tokenizer(options.model_dir))
     if options.ready_file is not None:
         options.ready_file.unlink(missing_ok=True)
         threading.Thread(target=_announce, args=(options, options.ready_file), name="announce", daemon=True).start()
@@ -71,6 +76,14 @@ def serve(options: ServeOptions) -> ExitClass:
     else:
         _serve_transformers(options)
     return ExitClass.Killed if orphaned.is_set() else ExitClass.Done
+
+
+def _tokenizer(model_dir: Path) -> str | None:
+    """The digest of a model's tokenizer; None of one that has no digest: it may answer questions, and scores no ids."""
+    try:
+        return tokenizer_digest(model_dir)
+    except SettingsError:
+        return None
 
 
 def _bound(host: str, port: int) -> socket.socket:
@@ -141,7 +154,7 @@ def _serve_transformers(options: ServeOptions) -> None:
     engine = TransformersEngine.load(
         options.model_dir, options.dtype, options.max_model_len, trust_remote_code=options.trust_remote_code
     )
-    app = TransformersApp(engine, options.served_name, options.teacher_key)
+    app = TransformersApp(engine, options.served_name, Identity(options.teacher_key, options.tokenizer))
     app.warm_up()
     config = uvicorn.Config(
         app.asgi(options.api_key),

@@ -19,7 +19,7 @@ from starlette.routing import Route
 
 from kd_runtime.logits.build import TeacherRow
 from kd_runtime.teachers import wire
-from kd_runtime.teachers.guard import Guard, error_body, wrong_teacher
+from kd_runtime.teachers.guard import Guard, Identity, error_body
 from kd_runtime.teachers.transformers_engine import Ask, Completion, Gone, TransformersEngine
 
 T = TypeVar("T")
@@ -80,8 +80,8 @@ class TokenizeRequest(BaseModel):
 class TransformersApp:
     """The routes over one engine, whose work is done by one thread, a request at a time."""
 
-    def __init__(self, engine: TransformersEngine, served_name: str, teacher_key: str | None) -> None:
-        self._engine, self._name, self._teacher_key = engine, served_name, teacher_key
+    def __init__(self, engine: TransformersEngine, served_name: str, identity: Identity) -> None:
+        self._engine, self._name, self._identity = engine, served_name, identity
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
         self._created = int(time.time())
 
@@ -94,6 +94,7 @@ class TransformersApp:
             Route("/v1/completions", self.completions, methods=["POST"]),
             Route("/tokenize", self.tokenize, methods=["POST"]),
             Route(wire.PATH, self.score, methods=["POST"]),
+            Route(wire.PATH, self.who, methods=["GET"]),
         ]
         middleware = [Middleware(Guard, key=api_key)] if api_key else []
         handlers: dict[Any, Any] = {
@@ -150,10 +151,14 @@ class TransformersApp:
     async def score(self, request: Request) -> Response:
         """The distributions at the scored positions of some rows, as planes."""
         asked = wire.decode_request(await request.body())
-        if (refusal := wrong_teacher(asked.teacher_key, self._teacher_key)) is not None:
+        if (refusal := self._identity.refusal(asked.teacher_key, asked.tokenizer)) is not None:
             return refusal
         rows = await self._alone(request, lambda wanted: self._score(asked, wanted))
         return Response(await asyncio.to_thread(wire.encode_answer, rows, asked), media_type=wire.MEDIA_TYPE)
+
+    async def who(self, request: Request) -> Response:
+        """Which tokenizer this teacher has: what a plan asks before anything is scored."""
+        return JSONResponse(self._identity.said())
 
     def warm_up(self) -> None:
         """Score a prompt: what must have worked before /health may say so."""

@@ -20,6 +20,7 @@ PLUGIN = "kd_score"
 ENTRY = "kd_runtime.teachers.vllm_entry"
 API_KEY_VARIABLE = "KD_TEACHER_KEY"
 IDENTITY_VARIABLE = "KD_TEACHER_IDENTITY"
+TOKENIZER_VARIABLE = "KD_TEACHER_TOKENIZER"
 FAST_START_VARIABLE = "KD_VLLM_FAST_START"
 CPU_KV_CACHE_GIB = "1"
 QUANTIZATIONS = {
@@ -79,7 +80,11 @@ def environment(options: ServeOptions, inherited: Mapping[str, str], *, cpu: boo
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",
     }
-    secrets = {API_KEY_VARIABLE: options.api_key, IDENTITY_VARIABLE: options.teacher_key}
+    secrets = {
+        API_KEY_VARIABLE: options.api_key,
+        IDENTITY_VARIABLE: options.teacher_key,
+        TOKENIZER_VARIABLE: options.tokenizer,
+    }
     for name, value in secrets.items():  # by environment: a command line can be read by every user of the machine
         env.pop(name, None)
         if value is not None:

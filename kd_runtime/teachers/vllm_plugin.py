@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 from fastapi import FastAPI, HTTPException, Request, Response
+from fastapi.responses import JSONResponse
 
 from kd_runtime.logits.build import TeacherRow
 from kd_runtime.logits.spec import ShardSpec
 from kd_runtime.teachers import wire
-from kd_runtime.teachers.guard import Guard, wrong_teacher
-from kd_runtime.teachers.vllm_command import API_KEY_VARIABLE, IDENTITY_VARIABLE
+from kd_runtime.teachers.guard import Guard, Identity
+from kd_runtime.teachers.vllm_command import API_KEY_VARIABLE, IDENTITY_VARIABLE, TOKENIZER_VARIABLE
 
 if TYPE_CHECKING:
     from vllm.engine.protocol import EngineClient
@@ -39,10 +40,16 @@ class Score:
     name, required_tasks = "kd_score", ("generate",)
 
     def attach_router(self, app: FastAPI) -> None:
-        """Add the route, and the guard of all routes but /health."""
+        """Add the routes, and the guard of all routes but /health."""
         from vllm.entrypoints.serve.utils.api_utils import with_cancellation
 
         cancellable = with_cancellation(score)  # a client that goes away takes its rows out of the engine
+
+        identity = Identity(os.environ.get(IDENTITY_VARIABLE), os.environ.get(TOKENIZER_VARIABLE))
+
+        @app.get(wire.PATH)
+        async def who() -> Response:
+            return JSONResponse(identity.said())
 
         @app.post(wire.PATH)
         async def route(raw_request: Request) -> Response:
@@ -51,7 +58,7 @@ class Score:
                 asked = wire.decode_request(body)
             except wire.BadRequest as error:
                 raise HTTPException(400, str(error)) from error
-            refusal = wrong_teacher(asked.teacher_key, os.environ.get(IDENTITY_VARIABLE))
+            refusal = identity.refusal(asked.teacher_key, asked.tokenizer)
             return refusal or await cancellable(asked, raw_request)
 
         if key := os.environ.get(API_KEY_VARIABLE):

@@ -15,15 +15,16 @@ import safetensors
 import safetensors.numpy
 
 from kd_runtime.api.failures import DataError, SettingsError
+from kd_runtime.api.teacher import SCORE_PATH
 from kd_runtime.logits.build import TeacherRow, build_planes
 from kd_runtime.logits.planes import Planes
 from kd_runtime.logits.shard import planes_from_bytes, planes_to_bytes
 from kd_runtime.logits.spec import ShardSpec
 
-PATH = "/kd/v1/score"
+PATH = SCORE_PATH
 MEDIA_TYPE = "application/vnd.kubedistill.planes"
 KEY_BYTES = 16
-SEED, TEACHER = "seed", "teacher"
+SEED, TEACHER, TOKENIZER = "seed", "teacher", "tokenizer"
 """Entries of the request's metadata beside those of the spec."""
 
 
@@ -53,6 +54,8 @@ class ScoreRequest:
     """Of the tail's draws (profile Unbiased)."""
     teacher_key: str | None = None
     """The teacher that the client means to ask; a server that is another answers 409."""
+    tokenizer: str | None = None
+    """Digest of the tokenizer that made the ids; a server that has another, or does not know its own, answers 409."""
 
 
 def warm_up(vocab: int) -> ScoreRequest:
@@ -64,8 +67,8 @@ def warm_up(vocab: int) -> ScoreRequest:
 def encode_request(request: ScoreRequest) -> bytes:
     """The body of ``POST /kd/v1/score``."""
     metadata = request.spec.metadata() | {SEED: str(request.seed)}
-    if request.teacher_key is not None:
-        metadata[TEACHER] = request.teacher_key
+    expected = {TEACHER: request.teacher_key, TOKENIZER: request.tokenizer}
+    metadata |= {name: digest for name, digest in expected.items() if digest is not None}
     lengths = [len(row.ids) for row in request.rows]
     planes = {
         "key": np.frombuffer(b"".join(row.key for row in request.rows), np.uint8).reshape(-1, KEY_BYTES),
@@ -90,6 +93,7 @@ def decode_request(body: bytes) -> ScoreRequest:
             spec=ShardSpec.of_metadata(metadata),
             seed=int(metadata.get(SEED, "0")),
             teacher_key=metadata.get(TEACHER),
+            tokenizer=metadata.get(TOKENIZER),
         )
     except SettingsError as error:
         raise BadRequest(str(error)) from error

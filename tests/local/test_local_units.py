@@ -45,7 +45,7 @@ class Counted:
             question = asked["messages"][-1]["content"]
             self.chats[question, asked["seed"]] += 1
             return Fault.Unwanted if self.unwanted in question else None
-        if path.endswith(wire.PATH):
+        if method == "POST" and path.endswith(wire.PATH):
             self.rows.update(row.key.hex() for row in wire.decode_request(body).rows)
         return None
 

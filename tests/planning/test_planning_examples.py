@@ -75,16 +75,21 @@ def environment(services: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> No
 
 
 class OpenAIServer:
-    """Answers /v1/models to who has the key."""
+    """Answers /v1/models to who has the key; and the score route with ``says``, where it has one."""
+
+    def __init__(self, says: bytes | None = None) -> None:
+        self.says = says
 
     def __enter__(self) -> str:
+        says = self.says
+
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 allowed = self.headers.get("Authorization") == "Bearer right"
-                body = b'{"data": [{"id": "teacher"}]}' if allowed else b"{}"
-                self.send_response(200 if allowed else 401)
+                body = b'{"data": [{"id": "teacher"}]}' if self.path == "/v1/models" else says
+                self.send_response(401 if not allowed else 404 if body is None else 200)
                 self.end_headers()
-                self.wfile.write(body)
+                self.wfile.write(body if allowed and body is not None else b"{}")
 
             def log_message(self, *_: object) -> None:
                 """Quiet."""

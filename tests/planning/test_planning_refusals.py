@@ -19,12 +19,13 @@ from fakes import fake_model
 from faulty_teacher import free_port
 from manifests import FULL, job
 from outbound.servers import web
-from planning.test_planning_examples import OpenAIServer
+from planning.test_planning_examples import OpenAIServer, planned
 from s3_server import S3Server
 
 from kd_runtime.artifacts.store import open_store
 from kd_runtime.planning.digests import DigestMemory
 from kd_runtime.planning.sources import open_model
+from kd_runtime.planning.tokenizers import tokenizer_digest
 
 
 class Place:
@@ -76,6 +77,37 @@ def test_a_wrong_api_key_is_77(place: Place) -> None:
         said = place.refused(77, change, KD_SECRET_OTHER_KEY="wrong")
     assert "spec.teacher.external.apiKeySecretRef: the key of Secret other/key is refused by" in said
     assert "(401); put a valid key there" in said and "wrong" not in said
+
+
+KEY = {"apiKeySecretRef": {"name": "other", "key": "key"}}
+
+
+def test_the_foreign_tokenizer_of_an_external_teacher_is_64(place: Place) -> None:
+    with OpenAIServer(says=json.dumps({"tokenizer": "f" * 64}).encode()) as url:
+        said = place.refused(64, external(url, **KEY), KD_SECRET_OTHER_KEY="right")
+    own = tokenizer_digest(place.folder / "student")[:12]
+    assert f"stage logits: the teacher {url} has another tokenizer (ffffffffffff) than the student file://" in said
+    assert f"({own})" in said and "use a teacher of the student's family, or train by SFT" in said
+
+
+@pytest.mark.parametrize("says", [None, b"ok", b"[]", b"{}", b'{"tokenizer": null}'])
+def test_an_external_teacher_that_does_not_say_its_tokenizer_is_64(place: Place, says: bytes | None) -> None:
+    with OpenAIServer(says=says) as url:
+        said = place.refused(64, external(url, **KEY), KD_SECRET_OTHER_KEY="right")
+    code = 404 if says is None else 200
+    root = url.removesuffix("/v1")
+    assert f"spec.teacher.external.protocol: {root}/kd/v1/score ({code}) does not say which tokenizer" in said
+    assert "serve it with this version's `kd teacher serve`" in said
+
+
+def test_an_external_teacher_of_the_students_tokenizer_passes(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    document = job(FULL, place.folder, place.folder / "data.jsonl", place.store)
+    monkeypatch.setenv("KD_SECRET_OTHER_KEY", "right")
+    says = json.dumps({"tokenizer": tokenizer_digest(place.folder / "student")}).encode()
+    with OpenAIServer(says=says) as url:
+        external(url, **KEY)(document["spec"])
+        (place.folder / "job.yaml").write_text(yaml.safe_dump(document))
+        assert planned(place.folder / "job.yaml")[0].plan.stage("logits").teacher
 
 
 def test_an_unreachable_endpoint_is_69(place: Place) -> None:

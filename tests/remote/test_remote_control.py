@@ -201,7 +201,11 @@ def test_completion_without_a_cluster_offers_nothing_and_says_nothing(
 def test_a_job_whose_metadata_is_no_map_is_refused_before_anything_is_asked_to_change(
     api: Any, cluster: Cluster, tmp_path: Path, metadata: object
 ) -> None:
-    runtime = {"apiVersion": "kubedistill.io/v1alpha1", "kind": "ClusterDistillationRuntime", "metadata": {"name": "cuda"}}
+    runtime = {
+        "apiVersion": "kubedistill.io/v1alpha1",
+        "kind": "ClusterDistillationRuntime",
+        "metadata": {"name": "cuda"},
+    }
     api.answers["/apis/kubedistill.io/v1alpha1/clusterdistillationruntimes/cuda"] = runtime
     path = tmp_path / "job.yaml"
     path.write_text(yaml.safe_dump({**case("succeeded").document(), "kind": "DistillationJob", "metadata": metadata}))

@@ -15,6 +15,7 @@ from kd_runtime.api.failures import DataError, SettingsError
 from kd_runtime.artifacts.cache import Cache
 from kd_runtime.logits.reader import LogitsReader
 from kd_runtime.logits.spec import ShardSpec
+from kd_runtime.planning.tokenizers import tokenizer_digest
 from kd_runtime.stages import asking
 from kd_runtime.stages.capture import ROWS_A_REQUEST
 from kd_runtime.stages.context import StageOutcome
@@ -167,6 +168,17 @@ def test_another_teacher_at_the_address_is_noticed(questions: Questions) -> None
         with pytest.raises(SettingsError, match="I am another"):
             questions.run("logits", teacher)
     assert teacher.scores[0].body["teacher"] == plan.stage("logits").externals["teacher"].digest
+
+
+@pytest.mark.parametrize("hosted", [True, False])
+def test_every_request_says_which_tokenizer_made_its_ids(questions: Questions, tiny_models: Path, hosted: bool) -> None:
+    with FaultyTeacher() as teacher:
+        if not hosted:
+            external = {"protocol": "KD", "baseURL": teacher.url, "model": "teacher"}
+            questions.spec = {"teacher": {"external": external}}
+        questions.run("answers", teacher)
+        questions.run("logits", teacher)
+    assert {asked.body["tokenizer"] for asked in teacher.scores} == {tokenizer_digest(tiny_models / "student")}
 
 
 def test_a_failing_smoke_test_ends_the_stage(questions: Questions) -> None:

@@ -265,12 +265,12 @@ def test_a_quota_that_is_used_up_is_not_waited_for() -> None:
 
 
 def test_planes_arrive_as_they_were_made() -> None:
-    request = ScoreRequest(rows(3), SPEC, teacher_key="a" * 64)
+    request = ScoreRequest(rows(3), SPEC, teacher_key="a" * 64, tokenizer="c" * 64)
     with FaultyTeacher() as teacher:
         planes = run(teacher, lambda client: client.score(request))
     made = made_planes(request)
     assert all(np.array_equal(planes[name], made[name]) for name in made.arrays)
-    assert teacher.scores[0].body == {"teacher": "a" * 64}
+    assert teacher.scores[0].body == {"teacher": "a" * 64, "tokenizer": "c" * 64}
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from kd_runtime.logits.shard import planes_from_bytes
 from kd_runtime.logits.spec import ShardSpec
 from kd_runtime.stages.capture import spec_of
 from kd_runtime.teachers import wire
+from kd_runtime.teachers.guard import Identity
 from kd_runtime.teachers.transformers_app import TransformersApp
 from kd_runtime.teachers.transformers_engine import TransformersEngine
 from kd_runtime.teachers.vllm_plugin import score_rows
@@ -42,7 +43,7 @@ def engine(tiny_models: Path) -> TransformersEngine:
 @pytest.mark.parametrize("spec", WHOLE, ids=str)
 def test_every_profile_comes_as_sound_planes_and_the_same_again(spec: ShardSpec, engine: TransformersEngine) -> None:
     async def post(request: wire.ScoreRequest) -> bytes:
-        transport = httpx.ASGITransport(TransformersApp(engine, "teacher", None).asgi(None))
+        transport = httpx.ASGITransport(TransformersApp(engine, "teacher", Identity()).asgi(None))
         async with httpx.AsyncClient(transport=transport, base_url="http://teacher") as client:
             return (await client.post(wire.PATH, content=wire.encode_request(request))).content
 

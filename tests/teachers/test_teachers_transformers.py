@@ -15,6 +15,7 @@ import torch
 from kd_runtime.logits.shard import planes_from_bytes
 from kd_runtime.logits.spec import ShardSpec
 from kd_runtime.teachers import transformers_engine, wire
+from kd_runtime.teachers.guard import Identity
 from kd_runtime.teachers.transformers_app import TransformersApp
 from kd_runtime.teachers.transformers_engine import Ask, TransformersEngine, head_mask, sample, score_positions
 from kd_runtime.teachers.wire import BadRequest, ScoreRow
@@ -73,7 +74,7 @@ def engine(tiny_models: Path) -> TransformersEngine:
 
 @pytest.fixture(scope="module")
 def call(engine: TransformersEngine) -> Iterator[Callable[[Callable[[httpx.AsyncClient], Awaitable[Any]]], Any]]:
-    app = TransformersApp(engine, "teacher", "a" * 64)
+    app = TransformersApp(engine, "teacher", Identity("a" * 64, "c" * 64))
     app.warm_up()
     transport = httpx.ASGITransport(app.asgi("sesame"))
 
@@ -207,6 +208,20 @@ class TestRoutes:
     def test_what_is_malformed_is_refused(self, call: Call, path: str, content: bytes, code: int) -> None:
         answer = call(lambda client: client.post(path, content=content))
         assert answer.status_code == code and answer.json()["error"]["message"]
+
+    def test_ids_of_another_tokenizer_are_refused(self, call: Call) -> None:
+        spec = ShardSpec("Label", 0, vocab=512)
+        for tokenizer, code in (("c" * 64, 200), (None, 200), ("d" * 64, 409)):
+            asked = wire.encode_request(wire.ScoreRequest((row([1, 2, 3]),), spec, tokenizer=tokenizer))
+            answer = call(lambda client, content=asked: client.post(wire.PATH, content=content))
+            assert answer.status_code == code
+        assert (
+            answer.json()["error"]["message"]
+            == "this teacher's tokenizer is cccccccccccc, and the ids are of dddddddddddd"
+        )
+
+    def test_a_plan_is_told_the_tokenizer_before_anything_is_scored(self, call: Call) -> None:
+        assert call(lambda client: client.get(wire.PATH)).json() == {"tokenizer": "c" * 64}
 
     def test_another_teacher_than_is_meant_says_so(self, call: Call) -> None:
         asked = wire.ScoreRequest((row([1, 2, 3]),), ShardSpec("Label", 0, vocab=512), teacher_key="b" * 64)

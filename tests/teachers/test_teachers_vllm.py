@@ -25,6 +25,7 @@ from kd_runtime.api.failures import SettingsError
 from kd_runtime.logits.build import build_planes
 from kd_runtime.logits.planes import Planes
 from kd_runtime.logits.spec import ShardSpec
+from kd_runtime.planning.tokenizers import tokenizer_digest
 from kd_runtime.teachers import wire
 from kd_runtime.teachers.answers import Refused
 from kd_runtime.teachers.client import TeacherClient
@@ -178,6 +179,18 @@ def test_a_row_that_leaves_no_room_is_too_long(server: Running) -> None:
 def test_a_wider_head_than_the_server_has_is_refused(server: Running, engine: TransformersEngine) -> None:
     with pytest.raises(Refused, match="max-logprobs"):
         ask(server, lambda client: client.score(wire.ScoreRequest(rows(engine), ShardSpec("Exact", 65, vocab=512))))
+
+
+def test_ids_of_another_tokenizer_are_refused(server: Running, engine: TransformersEngine, tiny_models: Path) -> None:
+    own = tokenizer_digest(tiny_models / "teacher")
+    headers = {"Authorization": "Bearer sesame"}
+    assert httpx.get(server.url + wire.PATH, headers=headers).json() == {"tokenizer": own}
+    spec = ShardSpec("Exact", 4, vocab=512)
+    ask(server, lambda client: client.score(wire.ScoreRequest(rows(engine), spec, tokenizer=own)))
+    with pytest.raises(
+        SettingsError, match=f"409, this teacher's tokenizer is {own[:12]}, and the ids are of dddddddddddd"
+    ):
+        ask(server, lambda client: client.score(wire.ScoreRequest(rows(engine), spec, tokenizer="d" * 64)))
 
 
 def test_another_teacher_than_is_meant_says_so(server: Running, engine: TransformersEngine) -> None:

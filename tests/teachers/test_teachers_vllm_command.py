@@ -70,6 +70,13 @@ def test_secrets_are_not_on_the_command_line(model: Path) -> None:
     assert env["KD_TEACHER_KEY"] == "sesame" and "VLLM_API_KEY" not in env
 
 
+def test_the_server_is_told_which_teacher_and_tokenizer_it_has(model: Path) -> None:
+    options = ServeOptions(model, Engine.VLLM, teacher_key="a" * 64, tokenizer="c" * 64)
+    env = environment(options, {}, cpu=False)
+    assert (env["KD_TEACHER_IDENTITY"], env["KD_TEACHER_TOKENIZER"]) == ("a" * 64, "c" * 64)
+    assert "KD_TEACHER_TOKENIZER" not in environment(ServeOptions(model, Engine.VLLM), env, cpu=False)
+
+
 def test_a_key_of_the_environment_is_not_inherited(model: Path) -> None:
     assert "KD_TEACHER_KEY" not in environment(ServeOptions(model, Engine.VLLM), {"KD_TEACHER_KEY": "x"}, cpu=True)
 

@@ -27,9 +27,9 @@ def score_rows(draw: st.DrawFn) -> tuple[ScoreRow, ...]:
 
 @given(score_rows(), st.sampled_from([SPEC, ShardSpec("Label", 0, vocab=100)]), st.none() | st.just("a" * 64))
 def test_a_request_survives_the_wire(rows: tuple[ScoreRow, ...], spec: ShardSpec, teacher: str | None) -> None:
-    request = ScoreRequest(rows, spec, seed=5, teacher_key=teacher)
+    request = ScoreRequest(rows, spec, seed=5, teacher_key=teacher, tokenizer=teacher and "c" * 64)
     read = decode_request(encode_request(request))
-    assert (read.spec, read.seed, read.teacher_key) == (spec, 5, teacher)
+    assert (read.spec, read.seed, read.teacher_key, read.tokenizer) == (spec, 5, teacher, request.tokenizer)
     for ours, theirs in zip(rows, read.rows, strict=True):
         assert ours.key == theirs.key
         assert np.array_equal(ours.ids, theirs.ids) and np.array_equal(ours.scored, theirs.scored)
