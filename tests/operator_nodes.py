@@ -47,6 +47,7 @@ class End:
     """Why its node does not let it start: reason and message."""
     disrupted: bool = False
     counts: dict[str, int] = field(default_factory=dict)
+    written: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
 
 
@@ -327,6 +328,7 @@ class Nodes:
             exit_class=ExitClass.Done,
             manifest_sha256=self.store[key],
             counts=end.counts,
+            written=end.written,
             metrics=end.metrics,
             gates=(gate,) if pod.stage in self.unmet else (),
         )

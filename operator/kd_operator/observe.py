@@ -235,7 +235,8 @@ class Observer:
         for pod in raw:
             node = nodes.get(_node(pod))
             ready, since = (node.ready, node.since) if node is not None else (True, None)
-            seen.append(pod_seen(pod, gpus, node_ready=ready, node_since=since))
+            product = self.nodes.gpu_product(_node(pod))
+            seen.append(pod_seen(pod, gpus, node_ready=ready, node_since=since, gpu_product=product))
         return tuple(seen)
 
 

@@ -87,7 +87,7 @@ class PodSeen:
     """When it got its node, or else was made."""
     gpus: int = 0
     gpu_flavor: str = ""
-    """The node's or the resource's name for its GPUs."""
+    """The node's name for its GPUs; else the one that it was to have by its nodeSelector, or the resource's."""
     started: datetime | None = None
     """When its container began to run."""
     ready: bool = False

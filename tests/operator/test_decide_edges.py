@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from kd_operator.cluster.errors import error_of
-from operator_nodes import FOREVER, GOOD, End, condition
+from operator_nodes import FOREVER, GOOD, NODE, End, condition
 from operator_world import LOGITS, LONG, STUDENT, TEACHER, Job, World, runtime_document
 
 from kd_runtime.api.labels import RETRY_ANNOTATION
@@ -425,3 +425,28 @@ def test_a_teacher_that_never_answered_is_wasted(world: World) -> None:
     assert job.finish() == "RetriesExhausted"
     assert job.status.usage is not None
     assert job.status.usage.wasted_gpu_seconds > 0
+
+
+def test_gpus_are_counted_by_what_their_node_calls_them(world: World) -> None:
+    node = world.server.read("Node", NODE)
+    world.server.change(node, metadata={"labels": {"nvidia.com/gpu.product": "NVIDIA-H100-80GB-HBM3"}})
+    job = world.apply()
+    assert job.finish() == "Succeeded"
+    assert job.status.usage is not None
+    assert set(job.status.usage.gpu_seconds_by_flavor) == {"NVIDIA-H100-80GB-HBM3"}
+
+
+def test_tokens_and_bytes_are_those_of_every_stage(world: World) -> None:
+    ends = {
+        "dataset": End(counts={"in": 10, "tokens": 999}, written=1),
+        "answers": End(counts={"promptTokens": 100, "completionTokens": 50, "tokens": 150}, written=20),
+        "logits": End(counts={"tokens": 150}, written=300),
+        "student": End(counts={"tokens": 999}, written=4000),
+    }
+    for stage, end in ends.items():
+        world.nodes.scripts[stage] = lambda attempt, index, end=end: end  # type: ignore[misc]
+    job = world.apply(stages=LONG)
+    assert job.finish() == "Succeeded"
+    usage = job.status.usage
+    assert usage is not None
+    assert (usage.prompt_tokens, usage.completion_tokens, usage.bytes_staged) == (250, 50, 4321)

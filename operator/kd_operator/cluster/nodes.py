@@ -10,11 +10,13 @@ from datetime import datetime
 
 from kd_operator.cluster.client import Cluster
 from kd_operator.cluster.errors import Denied, NotFound
-from kd_operator.cluster.reading import node_is_ready, node_since
+from kd_operator.cluster.reading import GPU_PRODUCT, node_is_ready, node_since
 
 HELD_SECONDS = 30.0
 """How long a node that is ready is not read again for pods that nobody deletes: what follows of it follows after minutes."""
 MOST_NODES = 16384
+MOST_PRODUCT = 63
+"""Characters of a label's value."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +27,8 @@ class NodeSeen:
     since: datetime | None
     """Since when it is not; of one that is gone, since when that is known."""
     read: datetime
+    gpu_product: str = ""
+    """What its GPUs are called, by the label of NVIDIA's feature discovery; empty where it says nothing."""
 
 
 class Nodes:
@@ -59,4 +63,10 @@ class Nodes:
         except Denied:  # rights of an older chart: then Kubernetes alone looks after lost nodes
             return NodeSeen(True, None, now)
         ready = node_is_ready(raw)
-        return NodeSeen(ready, None if ready else node_since(raw), now)
+        labels = raw["metadata"].get("labels") or {}
+        return NodeSeen(ready, None if ready else node_since(raw), now, labels.get(GPU_PRODUCT, "")[:MOST_PRODUCT])
+
+    def gpu_product(self, name: str) -> str:
+        """What a node's GPUs are called, as far as that was read: of one on which nothing runs any more it is not asked again."""
+        seen = self._seen.get(name)
+        return seen.gpu_product if seen is not None else ""

@@ -87,7 +87,12 @@ def _status_time(metadata: Object) -> datetime | None:
 
 
 def pod_seen(
-    raw: Object, gpu_resource: str = "nvidia.com/gpu", *, node_ready: bool = True, node_since: datetime | None = None
+    raw: Object,
+    gpu_resource: str = "nvidia.com/gpu",
+    *,
+    node_ready: bool = True,
+    node_since: datetime | None = None,
+    gpu_product: str = "",
 ) -> PodSeen:
     """A pod; its own container is the one that counts, and an init container where that keeps it from beginning."""
     metadata, spec, status, found = raw["metadata"], raw["spec"], raw.get("status", {}), conditions(raw)
@@ -115,7 +120,7 @@ def pod_seen(
         node_since=node_since,
         scheduled=time_of(scheduled.get("lastTransitionTime") or metadata.get("creationTimestamp")),
         gpus=gpus,
-        gpu_flavor=(spec.get("nodeSelector") or {}).get(GPU_PRODUCT, gpu_resource) if gpus else "",
+        gpu_flavor=(gpu_product or (spec.get("nodeSelector") or {}).get(GPU_PRODUCT, gpu_resource)) if gpus else "",
         started=_started(main),
         ready=holds(found, "Ready") is not None,
         restarts=main.get("restartCount", 0),
