@@ -28,6 +28,7 @@ from kd_operator.decide.core import decide
 from kd_operator.observe import Observer
 from kd_operator.progress.board import Board
 from kd_operator.progress.server import add_routes
+from kd_operator.progress.silence import Silence
 from kd_operator.queue import WorkQueue
 from kd_operator.settings import Settings
 from kd_operator.triggers import Triggers
@@ -57,6 +58,7 @@ class Operator:
     triggers: Triggers
     board: Board
     watching: bool = False
+    silence: Silence = field(default_factory=Silence)
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
 
     @classmethod
@@ -92,6 +94,7 @@ class Operator:
                 ("elector", self.elector.run()),
                 ("workers", self.worker.run()),
                 ("watches", self._watch()),
+                ("silence", self.silence.run(server)),
                 ("stop", _wait(stop)),
             )
         ]
@@ -125,7 +128,7 @@ class Operator:
         return False
 
     async def _serve(self) -> web.AppRunner:
-        app = web.Application()
+        app = web.Application(middlewares=[self.silence.middleware])
         app.router.add_get("/healthz", self._healthy)
         app.router.add_get("/readyz", self._ready)
         metrics.add_routes(app)
