@@ -20,7 +20,7 @@ from kd_runtime.remote.evidence import Event, Evidence
 from kd_runtime.remote.jobs import RemoteJob, moment
 from kd_runtime.remote.plain import line
 from kd_runtime.remote.pods import Pod
-from kd_runtime.remote.view import headline, until
+from kd_runtime.remote.view import headline, until, without_remedy
 
 SHOWN_EVENTS = 8
 SHOWN_PODS = 10
@@ -140,7 +140,7 @@ def _of_conditions(job: RemoteJob) -> Iterator[Finding]:
 def _finding(job: RemoteJob, kind: ConditionType) -> Finding:
     found = job.condition(kind)
     assert found is not None, kind
-    return Finding(_said(found.reason, found.message), _remedy(found.reason))
+    return Finding(_said(found.reason, without_remedy(found)), _remedy(found.reason))
 
 
 def _of_parts(job: RemoteJob, now: datetime) -> Iterator[Finding]:

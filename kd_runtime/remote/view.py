@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from kd_runtime.api.reasons import REMEDIES, ConditionType, Reason
-from kd_runtime.api.status import RunStatus, StageProgress, StageStatus
+from kd_runtime.api.status import Condition, RunStatus, StageProgress, StageStatus
 from kd_runtime.local.tables import duration, number
 from kd_runtime.remote.jobs import RemoteJob, moment
 from kd_runtime.remote.plain import line
@@ -94,9 +94,15 @@ def explanation(job: RemoteJob) -> str:
     for kind in (ConditionType.Failed, ConditionType.Complete, ConditionType.Suspended, ConditionType.Ready):
         found = job.condition(kind)
         if found is not None and (found.status == "True" or kind == ConditionType.Ready):
-            message = line(found.message)
+            message = line(without_remedy(found))
             return f"{found.reason}: {message}" if message else line(found.reason)
     return "not looked at yet: the operator has written no status"
+
+
+def without_remedy(condition: Condition) -> str:
+    """Its message without what to do, which a failed job's ends with and which is shown by itself."""
+    told = REMEDIES[Reason(condition.reason)] if condition.reason in REMEDIES else ""
+    return condition.message.removesuffix(told).rstrip()
 
 
 def remedy(job: RemoteJob) -> str:

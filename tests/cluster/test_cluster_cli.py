@@ -165,7 +165,7 @@ def test_watch_follows_what_the_operator_writes_and_ends_with_the_class(terminal
     terminal.status("watched", failed())
     out, err = watching.communicate(timeout=60)
     assert watching.returncode == 72, err
-    assert "Raise the stage's resources.memory." in out
+    assert "Raise the memory that the message names." in out
 
 
 def test_submit_and_watch_in_one(terminal: Terminal) -> None:

@@ -11,6 +11,7 @@ from operator_nodes import FOREVER, GOOD, End, Pod
 from operator_world import World
 
 from kd_runtime.api.failures import ExitClass
+from kd_runtime.api.reasons import REMEDIES, Reason
 from kd_runtime.api.result import StageResult
 
 MESSAGE = "unit 2, no answer to questions.jsonl:517: teacher at http://teacher:8000: no answer for 600 s"
@@ -52,9 +53,11 @@ def test_the_third_failure_at_a_unit_ends_the_job_which_names_it_and_what_to_do(
     assert (status, reason) == ("True", "Bug")
     assert message.startswith("logits: poison: TeacherUnreachable at unit 2 3 times in a row; ")
     assert "correct them or take them out of the dataset and run again (what was answered is kept)" in message
-    assert message.endswith(f"-0-{pods[-1].rpartition('-')[2]} (exit code 69, TeacherUnreachable): {MESSAGE}")
     logits = job.stage("logits")
-    assert (logits.state, logits.reason, logits.message) == ("Failed", "Bug", message)
+    assert message == f"{logits.message}. {REMEDIES[Reason.Bug]}"
+    assert (logits.state, logits.reason) == ("Failed", "Bug")
+    assert logits.message is not None
+    assert logits.message.endswith(f"-0-{pods[-1].rpartition('-')[2]} (exit code 69, TeacherUnreachable): {MESSAGE}")
     assert (logits.attempt, logits.failures) == (1, 3)
     assert logits.repeated is not None
     assert (logits.repeated.class_, logits.repeated.position, logits.repeated.count) == (

@@ -46,7 +46,7 @@ def test_it_ends_with_the_job_and_its_class(api: Any, cluster: Cluster, terminal
 def test_a_failure_says_what_to_do_and_where_the_log_is(api: Any, cluster: Cluster) -> None:
     ended, text, _ = watch(api, cluster, "running", "failed")
     assert ended is ExitClass.HostOutOfMemory
-    assert "Raise the stage's resources.memory." in text
+    assert "Raise the memory that the message names." in text
     assert "kubectl kd logs math-tutor student" in text
 
 

@@ -213,8 +213,9 @@ class Draft:
 
 def remedy(reason: Reason, cause: Reason | None = None) -> str:
     """What to do about a failure for ``reason``, to which a last attempt led that ended for ``cause``."""
-    causes = () if cause in (None, reason, Reason.Backoff, Reason.Disrupted) else (cause,)
-    return " ".join(REMEDIES[one] for one in (*causes, reason) if one is not None)
+    if reason is not Reason.RetriesExhausted or cause in (None, Reason.Backoff):
+        return REMEDIES[reason]
+    return f"{REMEDIES[cause]} {REMEDIES[reason]}"
 
 
 def shortened(text: str, length: int) -> str:
