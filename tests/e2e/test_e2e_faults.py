@@ -15,11 +15,11 @@ from urllib.parse import urlsplit
 import pytest
 import yaml
 from artifacts.faulty_proxy import Fault, faulty_proxy
+from e2e.asked import asked
 from e2e.tiny_jobs import (
     SECONDS,
     STAGES,
     STEPS,
-    committed_twice,
     copy_store,
     in_training,
     pods_watched,
@@ -166,7 +166,7 @@ def test_a_store_that_is_slow_and_torn_from_the_first_read_to_the_last_write_cha
             time.sleep(LATE_SECONDS)
         return fault
 
-    with faulty_proxy(node.endpoint, urlsplit(node.endpoint).hostname or "") as proxy:
+    with asked(node, name) as teacher, faulty_proxy(node.endpoint, urlsplit(node.endpoint).hostname or "") as proxy:
         proxy.judge = judge
         job = tiny_job(node, name)
         job["spec"]["artifacts"]["endpoint"] = proxy.url
@@ -176,27 +176,29 @@ def test_a_store_that_is_slow_and_torn_from_the_first_read_to_the_last_write_cha
     assert {stage["name"]: stage["key"] for stage in stages(seen)} == undisturbed["keys"]
     assert student_digest(node, name, undisturbed["keys"]["student"]) == undisturbed["student"]
     assert training_steps(node, name, undisturbed["keys"]["student"]) == list(range(1, STEPS + 1))
-    assert committed_twice(node, name) == []
+    teacher.check()
     assert seen["status"]["attempts"]["counted"] == 0, seen["status"]["attempts"]
 
 
 def test_a_teacher_killed_while_it_is_asked_is_waited_for(node: Node, undisturbed: dict[str, Any]) -> None:
     name = "teacher-killed"
-    node.apply(tiny_job(node, name, first=2))
-    node.running(name, "answers", SECONDS)
-    node.kill_9(node.pods(name, "teacher")[0]["metadata"]["name"])
-    node.succeeded(name, SECONDS)
-    assert committed_twice(node, name) == []
+    with asked(node, name) as proxy:
+        node.apply(tiny_job(node, name, first=2))
+        node.running(name, "answers", SECONDS)
+        node.kill_9(node.pods(name, "teacher")[0]["metadata"]["name"])
+        node.succeeded(name, SECONDS)
+    proxy.check()
 
 
 def test_the_control_plane_and_the_operator_may_die_in_the_middle(node: Node, undisturbed: dict[str, Any]) -> None:
     name = "headless"
-    node.apply(tiny_job(node, name, first=2))
-    node.running(name, "answers", SECONDS)
-    killed_operator(node, name)
-    for program in ("kube-apiserver", "etcd"):
-        crash(node.environment, program)
-    for program in ("etcd", "kube-apiserver"):
-        revive(node.environment, program)
-    node.succeeded(name, SECONDS)
-    assert committed_twice(node, name) == []
+    with asked(node, name) as proxy:
+        node.apply(tiny_job(node, name, first=2))
+        node.running(name, "answers", SECONDS)
+        killed_operator(node, name)
+        for program in ("kube-apiserver", "etcd"):
+            crash(node.environment, program)
+        for program in ("etcd", "kube-apiserver"):
+            revive(node.environment, program)
+        node.succeeded(name, SECONDS)
+    proxy.check()

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from e2e.asked import asked
 from e2e.tiny_jobs import (
     SECONDS,
     STEPS,
-    committed_twice,
     copy_store,
     in_training,
     pods_watched,
@@ -122,7 +122,7 @@ def trained(node: Node, undisturbed: dict[str, Any], name: str, folder: Path) ->
     copy_store(node, "calm", name, without=key)
     policy = {"backoffLimit": 0, "backoff": {"baseSeconds": 1, "maxSeconds": 2}}
     node.apply(tiny_job(node, name, failurePolicy=policy, scheduling=IMPATIENT))
-    with pods_watched(node, name, folder / "pods.json") as events:
+    with asked(node, name) as teacher, pods_watched(node, name, folder / "pods.json") as events:
         in_training(node, name)
         yield
         seen = node.succeeded(name, SECONDS)
@@ -134,7 +134,7 @@ def trained(node: Node, undisturbed: dict[str, Any], name: str, folder: Path) ->
     assert (student["attempt"], student["lastFailure"]["class"]) == (2, "Disruption")
     assert student_digest(node, name, key) == undisturbed["student"]
     assert training_steps(node, name, key) == list(range(1, STEPS + 1))
-    assert committed_twice(node, name) == []
+    assert teacher.seen == []
     assert most_at_once(events) == 1
 
 

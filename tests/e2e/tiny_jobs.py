@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import time
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 from manifests import tiny_train
 from real_node import BUCKET, NAMESPACE, REGION, Node
 
+SEED = 3
 STEPS = 120
 SECONDS = 420.0
 """Within which a job, or what it is waited for, must come about."""
@@ -23,7 +23,7 @@ STAGES: list[dict[str, Any]] = [
         "name": "answers",
         "workers": 2,
         "resources": {"cpu": "100m", "memory": "1Gi"},
-        "generate": {"sampling": {"temperature": 0.8, "maxTokens": 16, "seed": 3}, "keepTruncated": True},
+        "generate": {"sampling": {"temperature": 0.8, "maxTokens": 16, "seed": SEED}, "keepTruncated": True},
     },
     {"name": "logits", "workers": 2, "resources": {"cpu": "100m", "memory": "1Gi"}, "capture": {"topK": 8}},
     {
@@ -117,17 +117,6 @@ def training_steps(node: Node, store: str, key: str) -> list[int]:
     objects = manifest_of(node, store, key)["objects"]
     log = next(o for o in objects if o["path"] == "log/train.jsonl")
     return [json.loads(line)["step"] for line in node.read(f"{store}/{log['name']}").splitlines()]
-
-
-def committed_twice(node: Node, store: str) -> list[str]:
-    """Pairs that more than one commit of an asking stage covers: each was paid for twice."""
-    counts: Counter[str] = Counter()
-    for name in node.names(f"{store}/answers/"):
-        if name.endswith(".json") and "/retry-" not in name:
-            asking = name.split("/answers/")[1].split("/")[0]
-            unit = json.loads(node.read(name))
-            counts.update(f"{asking} {pair}" for pair in unit["done"])
-    return [pair for pair, count in counts.items() if count > 1]
 
 
 @contextmanager

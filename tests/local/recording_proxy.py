@@ -1,26 +1,43 @@
-"""An HTTP proxy between stages and the teachers of this machine, that knows what was asked and what was committed by then.
-
-A request to ``/<port>/<path>`` goes on to ``http://127.0.0.1:<port>/<path>``: `proxied/sitecustomize.py` has stages ask so.
-"""
+"""An HTTP proxy between stages and their teachers, that knows what was asked and what was committed by then."""
 
 from __future__ import annotations
 
 import http.client
 import json
+import socket
+import struct
 import threading
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import chain
 from pathlib import Path
 
-from kd_runtime.artifacts.units import RETRY, UnitCommit, request_seed
+from kd_runtime.artifacts.store import Store
+from kd_runtime.artifacts.units import ANSWERS, RETRY, UnitCommit, request_seed
 from kd_runtime.teachers import wire
 
 PROXIED = Path(__file__).parent / "proxied"
 Question = int | str
 """Of chats the seed, which a row and a sample's number make; of scores the row's key, which its token ids make."""
+Upstream = Callable[[BaseHTTPRequestHandler], tuple[str, int, str]]
+"""Where a request goes on to: host, port and path."""
+_SO_ORIGINAL_DST = 80
+
+
+def named(request: BaseHTTPRequestHandler) -> tuple[str, int, str]:
+    """A teacher of this machine, by ``/<port>/<path>``: `proxied/sitecustomize.py` has stages ask so."""
+    _, port, path = request.path.split("/", 2)
+    return "127.0.0.1", int(port), f"/{path}"
+
+
+def meant(request: BaseHTTPRequestHandler) -> tuple[str, int, str]:
+    """Whom the connection was to, before iptables turned it here (REDIRECT)."""
+    port, address = struct.unpack("!2xH4s8x", request.connection.getsockopt(socket.SOL_IP, _SO_ORIGINAL_DST, 16))
+    return socket.inet_ntoa(address), port, request.path
 
 
 @dataclass(frozen=True)
@@ -37,16 +54,19 @@ class Asked:
 class RecordingProxy:
     """``seen`` is every question that came by."""
 
-    store: Path
-    """The folder of the store whose commits count."""
+    store: Store
+    """Its commits count."""
     seed: int
     """The generate stage's."""
+    upstream: Upstream
     url: str = ""
+    before: Callable[[], None] = lambda: None
+    """Called with each request that asks something: it is noted, and goes on to the teacher afterwards."""
     seen: list[Asked] = field(default_factory=list)
     answered: int = 0
     """Requests that a teacher answered with questions' answers."""
     lock: threading.Lock = field(default_factory=threading.Lock)
-    _read: dict[Path, set[Question]] = field(default_factory=dict)
+    _read: dict[str, set[Question]] = field(default_factory=dict)
 
     def environment(self) -> dict[str, str]:
         """What a `kd run` has to be started with, so that its stages ask by this proxy."""
@@ -54,14 +74,23 @@ class RecordingProxy:
 
     def committed(self) -> set[Question]:
         """Every question that a commit holds the answer to now."""
-        for path in self.store.glob("answers/*/*.json"):
-            if path not in self._read and not path.name.startswith(RETRY):
-                self._read[path] = self._questions(UnitCommit.decoded(path.read_bytes(), path.name))
+        for name in [info.name for info in self.store.list(ANSWERS)]:
+            if name not in self._read and name.endswith(".json") and f"/{RETRY}" not in name:
+                self._read[name] = self._questions(UnitCommit.decoded(self.store.get(name), name))
         return set().union(*self._read.values())
 
     def asked_again(self) -> list[Asked]:
         """What was asked although its answer was in the store."""
         return [asked for asked in self.seen if asked.committed]
+
+    def check(self) -> None:
+        """Every answer in the store was asked for here, never once it was there, and was paid for once."""
+        assert self.asked_again() == []
+        committed = self.committed()
+        assert committed
+        assert {asked.question for asked in self.seen} >= committed, "asked past the proxy"
+        held = Counter(chain.from_iterable(self._read.values()))
+        assert [question for question, commits in held.items() if commits > 1] == [], "committed twice"
 
     def take(self, path: str, body: bytes) -> bool:
         """Note what a request asks; False where it asks nothing."""
@@ -83,12 +112,14 @@ class RecordingProxy:
 
 
 @contextmanager
-def recording_proxy(store: Path, seed: int) -> Iterator[RecordingProxy]:
+def recording_proxy(
+    store: Store, seed: int, *, upstream: Upstream = named, host: str = "127.0.0.1"
+) -> Iterator[RecordingProxy]:
     """A proxy that listens for as long as the block runs."""
-    proxy = RecordingProxy(store, seed)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(proxy))
+    proxy = RecordingProxy(store, seed, upstream)
+    server = ThreadingHTTPServer((host, 0), _handler(proxy))
     server.daemon_threads = True
-    proxy.url = f"http://127.0.0.1:{server.server_port}"
+    proxy.url = f"http://{host}:{server.server_port}"
     thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     try:
@@ -106,10 +137,12 @@ def _handler(proxy: RecordingProxy) -> type[BaseHTTPRequestHandler]:
         def _serve(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
             asks = proxy.take(self.path, body)
-            _, port, path = self.path.split("/", 2)
-            upstream = http.client.HTTPConnection("127.0.0.1", int(port), timeout=600)
+            if asks:
+                proxy.before()
+            host, port, path = proxy.upstream(self)
+            upstream = http.client.HTTPConnection(host, port, timeout=600)
             try:
-                upstream.request(self.command, f"/{path}", body, dict(self.headers.items()))
+                upstream.request(self.command, path, body, dict(self.headers.items()))
                 answer = upstream.getresponse()
                 content = answer.read()
             except (OSError, http.client.HTTPException):  # the teacher is gone: so is this connection

@@ -17,6 +17,8 @@ import yaml
 from local.recording_proxy import recording_proxy
 from manifests import job
 
+from kd_runtime.artifacts.store import open_store
+
 pytestmark = pytest.mark.runtime
 READY_SECONDS = 400
 GONE_SECONDS = 30
@@ -45,7 +47,8 @@ def running(members: list[psutil.Process]) -> list[list[str]]:
 
 def test_no_process_is_left_when_the_teacher_or_the_run_is_killed(tmp_path: Path, tiny_models: Path) -> None:
     log = tmp_path / "run.log"
-    with recording_proxy(tmp_path / "store", SEED) as proxy, log.open("wb") as out:
+    store = open_store(f"file://{tmp_path}/store/")
+    with recording_proxy(store, SEED) as proxy, log.open("wb") as out:
         env = {**os.environ, "OMP_NUM_THREADS": "1", "HOME": str(tmp_path), **proxy.environment()}
         command = [sys.executable, "-m", "kd_runtime.cli.main", "run", str(write(tmp_path, tiny_models))]
         run = psutil.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=env)
