@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import pytest
 import yaml
 from artifacts.faulty_proxy import Fault, faulty_proxy
-from e2e.asked import asked
+from e2e.asked import asked, halted_capture
 from e2e.tiny_jobs import (
     SECONDS,
     STAGES,
@@ -180,25 +180,35 @@ def test_a_store_that_is_slow_and_torn_from_the_first_read_to_the_last_write_cha
     assert seen["status"]["attempts"]["counted"] == 0, seen["status"]["attempts"]
 
 
-def test_a_teacher_killed_while_it_is_asked_is_waited_for(node: Node, undisturbed: dict[str, Any]) -> None:
-    name = "teacher-killed"
-    with asked(node, name) as proxy:
-        node.apply(tiny_job(node, name, first=2))
-        node.running(name, "answers", SECONDS)
-        node.kill_9(node.pods(name, "teacher")[0]["metadata"]["name"])
-        node.succeeded(name, SECONDS)
-    proxy.check()
+def killed_teacher(node: Node, name: str) -> None:
+    node.kill_9(node.pods(name, "teacher")[0]["metadata"]["name"])
 
 
-def test_the_control_plane_and_the_operator_may_die_in_the_middle(node: Node, undisturbed: dict[str, Any]) -> None:
-    name = "headless"
+def killed_worker(node: Node, name: str) -> None:
+    node.kill_9(node.pods(name, "logits")[0]["metadata"]["name"])
+
+
+def killed_control_plane(node: Node, name: str) -> None:
+    """And the operator; etcd is back before its API server."""
+    killed_operator(node, name)
+    for program in ("kube-apiserver", "etcd"):
+        crash(node.environment, program)
+    for program in ("etcd", "kube-apiserver"):
+        revive(node.environment, program)
+
+
+@pytest.mark.parametrize("wound", [killed_teacher, killed_control_plane, pytest.param(killed_worker, marks=FURTHER)])
+def test_capture_goes_on_to_the_same_student_and_asks_nothing_again_that_was_committed(
+    node: Node, undisturbed: dict[str, Any], wound: Wound
+) -> None:
+    name = wound.__name__.replace("_", "-")
     with asked(node, name) as proxy:
-        node.apply(tiny_job(node, name, first=2))
-        node.running(name, "answers", SECONDS)
-        killed_operator(node, name)
-        for program in ("kube-apiserver", "etcd"):
-            crash(node.environment, program)
-        for program in ("etcd", "kube-apiserver"):
-            revive(node.environment, program)
-        node.succeeded(name, SECONDS)
+        node.apply(tiny_job(node, name))
+        with halted_capture(node, name, proxy):
+            wound(node, name)
+        seen = node.succeeded(name, SECONDS)
     proxy.check()
+    assert {stage["name"]: stage["key"] for stage in stages(seen)} == undisturbed["keys"]
+    assert student_digest(node, name, undisturbed["keys"]["student"]) == undisturbed["student"]
+    assert training_steps(node, name, undisturbed["keys"]["student"]) == list(range(1, STEPS + 1))
+    assert seen["status"]["attempts"] == {"counted": 0, "disruptions": 0}
