@@ -4,18 +4,32 @@ from __future__ import annotations
 
 import json
 import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 from e2e.tiny_jobs import tiny_job, upload_inputs
-from real_node import NAMESPACE, Node
+from real_node import NAMESPACE, Node, run
 
 from kd_runtime import __version__
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
 SECONDS = 420.0
+METADATA = "169.254.169.254"
+"""Where clouds give away a node's credentials."""
+ASK = """
+import urllib.request
+try:
+    urllib.request.urlopen({url!r}, timeout=5)
+    print("reached")
+except OSError as error:
+    print(error)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -24,6 +38,36 @@ def enforced(node: Node, tmp_path_factory: pytest.TempPathFactory, tiny_models: 
     node.kit_run("netpol")
     upload_inputs(node, tiny_models, tmp_path_factory.mktemp("questions"))
     return node
+
+
+@contextmanager
+def metadata_service(node: Node) -> Iterator[str]:
+    """Something answers on the node where clouds have their metadata; its URL."""
+
+    class Metadata(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Say nothing."""
+
+    address = [f"{METADATA}/32", "dev", "lo"]
+    run(["ip", "address", "add", *address], node.environment, 30)
+    try:
+        with HTTPServer((METADATA, 80), Metadata) as server:
+            threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+            try:
+                yield f"http://{METADATA}/latest/meta-data/"
+            finally:
+                server.shutdown()
+    finally:
+        run(["ip", "address", "delete", *address], node.environment, 30)
+
+
+def reaches(node: Node, pod: str, url: str) -> bool:
+    """Whether a pod that runs reaches a URL."""
+    return node.kubectl("exec", "-n", NAMESPACE, pod, "--", "python3", "-c", ASK.format(url=url)) == "reached\n"
 
 
 def caller(node: Node, name: str, labels: dict[str, str], url: str) -> bool:
@@ -49,16 +93,20 @@ def caller(node: Node, name: str, labels: dict[str, str], url: str) -> bool:
     return node.kubectl("get", "pod", name, "-n", NAMESPACE, "-o", ended) == "0"
 
 
-def test_a_job_runs_under_its_policy_and_only_its_own_pods_reach_its_teacher(enforced: Node) -> None:
+def test_a_jobs_own_pods_alone_reach_its_teacher_and_not_the_clouds_metadata_that_others_reach(enforced: Node) -> None:
     node, name = enforced, "walled"
     node.apply(tiny_job(node, name, first=1))
     node.running(name, "answers", SECONDS)
     teacher = node.job(name)["status"]["teachers"][0]
     uid = node.job(name)["metadata"]["uid"]
     health = f"{teacher['url']}/health"
+    (inside,) = (pod["metadata"]["name"] for pod in node.pods(name, "teacher"))
+    assert reaches(node, inside, health)
+    with metadata_service(node) as metadata:
+        assert not reaches(node, inside, metadata)
+        assert caller(node, "anybody", {"app": "anybody"}, metadata)
     assert not caller(node, "stranger", {"app": "stranger"}, health)
     assert caller(node, "member", {"kubedistill.io/job-uid": uid}, health)
-    assert not caller(node, "outside", {"kubedistill.io/job-uid": uid}, "http://169.254.169.254/latest/meta-data/")
     node.succeeded(name, SECONDS)
 
 
