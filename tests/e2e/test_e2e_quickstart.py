@@ -9,13 +9,14 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from e2e.tiny_jobs import STAGES, tiny_job, upload_inputs
-from real_node import ACCESS, REGION, ROOT, Node, condition, phase, stages
+from real_node import ACCESS, NAMESPACE, REGION, ROOT, Node, condition, phase, run, stages
 
 from kd_runtime.models.gguf import import_gguf, packaged_gguf
 
@@ -51,9 +52,18 @@ def manifest(node: Node, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
 
 
 @pytest.fixture(scope="module")
-def finished(node: Node, manifest: dict[str, Any]) -> dict[str, Any]:
-    """The job, applied and gone through to its end."""
+def watched(node: Node, manifest: dict[str, Any]) -> Iterator[subprocess.Popen[str]]:
+    """`kd watch` of the job, which is applied."""
     node.apply(manifest)
+    words = kd_words("watch", manifest["metadata"]["name"])
+    with subprocess.Popen(words, env=node.environment, stdout=subprocess.PIPE, text=True) as watch:
+        yield watch
+        watch.kill()
+
+
+@pytest.fixture(scope="module")
+def finished(node: Node, manifest: dict[str, Any], watched: subprocess.Popen[str]) -> dict[str, Any]:
+    """The job, gone through to its end."""
     return node.succeeded(manifest["metadata"]["name"], MINUTES * 60)
 
 
@@ -83,6 +93,41 @@ def test_training_ran_in_two_pods_and_capture_by_two_workers(node: Node, finishe
 
 def test_no_teacher_is_left(node: Node, finished: dict[str, Any]) -> None:
     assert node.list("deployments", f"kubedistill.io/job={finished['metadata']['name']}") == []
+
+
+def kd_words(*words: str) -> list[str]:
+    """The command line of `kd` about a job of the cluster."""
+    return [sys.executable, "-m", "kd_runtime.cli.main", *words, "-n", NAMESPACE]
+
+
+def test_kd_watch_follows_it_to_its_end_and_ends_with_0(
+    finished: dict[str, Any], watched: subprocess.Popen[str]
+) -> None:
+    said, _ = watched.communicate(timeout=60)
+    assert watched.returncode == 0, said
+    for stage in ("small", "answers", "logits", "student", "exam", "release"):
+        assert f" {stage} " in said, said
+    assert said.splitlines()[-2].startswith("succeeded  s3://kubedistill/"), said
+
+
+def test_kd_logs_has_the_lines_of_both_trainers_each_behind_its_pod(node: Node, finished: dict[str, Any]) -> None:
+    said = run(kd_words("logs", finished["metadata"]["name"], "student"), node.environment, 60)
+    lines = [line.partition(" │ ") for line in said.splitlines()]
+    assert {pod for pod, bar, _ in lines if bar} == {"student-0", "student-1"}, said
+    assert [line for line in lines if line[2].startswith("student: the train step, ")], said
+
+
+def test_kd_report_fetches_it_from_the_bucket(node: Node, finished: dict[str, Any], tmp_path: Path) -> None:
+    target = tmp_path / "report.html"
+    words = kd_words("report", finished["metadata"]["name"], "-o", str(target), "--endpoint", node.endpoint)
+    assert run(words, {**node.environment, **ACCESS}, 60) == f"{target}\n"
+    assert target.read_bytes() == node.read(f"store/reports/{finished['status']['plan']['digest']}.html")
+    assert all(stage["name"] in target.read_text() for stage in stages(finished))
+
+
+def test_kd_explain_says_that_there_is_nothing_to_do(node: Node, finished: dict[str, Any]) -> None:
+    said = run(kd_words("explain", finished["metadata"]["name"]), node.environment, 60)
+    assert f"{finished['metadata']['name']} has succeeded; there is nothing to do" in said.splitlines()
 
 
 def kd_run(manifest: dict[str, Any], folder: Path) -> subprocess.CompletedProcess[str]:
