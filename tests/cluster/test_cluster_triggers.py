@@ -14,6 +14,7 @@ import pytest
 from api_faults import ApiFaults, Fault, api_faults
 from cluster_server import Server
 from kd_operator import triggers
+from kd_operator.queue import Haste
 from kd_operator.triggers import Triggers
 from kit import crash, revive
 
@@ -32,7 +33,13 @@ class Told:
 
     jobs: list[tuple[str, str]] = field(default_factory=list)
     children: list[tuple[str, str]] = field(default_factory=list)
+    makers: set[tuple[str, str]] = field(default_factory=set)
+    """Of which a child makes pods."""
     runtimes: list[bool] = field(default_factory=list)
+
+    def child(self, key: tuple[str, str], haste: Haste, deployment: str, makes_pods: bool) -> None:
+        self.children.append(key)
+        self.makers |= {key} if makes_pods else set()
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +63,7 @@ async def watching(proxy: ApiFaults, *namespaces: str) -> AsyncIterator[Told]:
     told = Told()
     watched = Triggers(
         lambda key, version: told.jobs.append(key),
-        lambda key, haste, deployment: told.children.append(key),
+        told.child,
         lambda: told.runtimes.append(True),
         namespaces,
     )
@@ -120,6 +127,7 @@ def test_jobs_runtimes_and_labelled_children_are_told_of_and_nothing_is_written(
             make(server, "ClusterDistillationRuntime", "kubedistill.io/v1alpha1", "told", spec={})
             await until(lambda: told.runtimes != [])
             assert ("default", "foreign") not in told.children
+            assert told.makers == {("default", "by-job"), ("default", "by-deployment")}
 
     asyncio.run(scenario())
     assert proxy.writes() == []
