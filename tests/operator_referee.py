@@ -1,0 +1,125 @@
+"""A referee of the operators' world: it looks at every creation when it is asked for, and keeps what never may happen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from kd_operator.metrics import ReconcileOutcome
+from operator_nodes import Pod, living
+from operator_server import Object
+from operator_world import Job, Operator, World
+
+from kd_runtime.api.labels import ATTEMPT_LABEL, COMPONENT_LABEL, STAGE_LABEL, UID_LABEL
+
+
+class Violation(AssertionError):
+    """Something happened that never may."""
+
+
+@dataclass
+class Asked:
+    """A batch Job or Deployment that is asked for, by its labels."""
+
+    child: Object
+
+    def __post_init__(self) -> None:
+        labels = self.child["metadata"]["labels"]
+        self.name: str = self.child["metadata"]["name"]
+        self.component: str = labels[COMPONENT_LABEL]
+        self.part: str = labels[STAGE_LABEL]
+        self.attempt = int(labels[ATTEMPT_LABEL])
+        self.uid: str = labels[UID_LABEL]
+
+    def __str__(self) -> str:
+        return f"{self.part}: attempt {self.attempt}"
+
+    def forbidden(self, job: Object) -> str | None:
+        """Why it may not be created, by the job as it is here; None where it may."""
+        if self._claimed(job) != self.attempt:
+            return "which is not claimed"
+        return "although the job is suspended" if job["spec"].get("suspend") else None
+
+    def _claimed(self, job: Object) -> int:
+        status = job.get("status", {})
+        if self.component == "plan":
+            return int((status.get("plan") or {}).get("attempt", 0))
+        runs = status.get("teachers" if self.component == "teacher" else "stages", [])
+        return next((int(run["attempt"]) for run in runs if run["name"] == self.part), 0)
+
+    def former(self, alive: list[Pod]) -> Pod | None:
+        """A pod of an earlier attempt."""
+        of_teacher = self.component == "teacher"
+        mine = (pod for pod in alive if (pod.component == "teacher", pod.stage) == (of_teacher, self.part))
+        return next((pod for pod in mine if pod.attempt < self.attempt), None)
+
+
+@dataclass
+class Refereed(World):
+    """A world in which every creation is looked at, and every pass that ends by a bug."""
+
+    seen: list[str] = field(default_factory=list)
+    before: dict[str, tuple[str, Object | None]] = field(default_factory=dict)
+    """By operator: its last request, and what it was answered or is about."""
+    attempts: dict[tuple[str, str], int] = field(default_factory=dict)
+    """By job and stage: the attempt that its status claims."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.server.changed.append(self._job_changed)
+
+    def over(self, operator: Operator, outcome: Any) -> None:
+        if outcome is ReconcileOutcome.Bug:
+            self.seen.append("a pass ended by a bug")
+
+    def check(self) -> None:
+        """Raises Violation for what was seen."""
+        if self.seen:
+            raise Violation("; ".join(self.seen))
+
+    def ending(self, job: Job) -> str | None:
+        """Go on to the job's end, and until all is quiet: how it ended. Raises Violation."""
+        self.settle()
+        self.until(lambda: self.seen or job.end)
+        self.check()
+        self.settle()
+        self.check()
+        return job.end
+
+    def watched(self, operator: Operator, verb: str, one: Object | None) -> None:
+        super().watched(operator, verb, one)
+        looked, last = self.before.get(operator.name, ("", None))
+        self.before[operator.name] = (verb, one)
+        if one is None or verb not in ("POST Job", "POST Deployment"):
+            return
+        asked = Asked(one)
+        offence = self._offence(asked, last if looked == "GET DistillationJob" else None)
+        if offence is not None:
+            self.seen.append(offence)
+
+    def _offence(self, asked: Asked, last: Object | None) -> str | None:
+        """What is wrong about a creation; ``last``: the job as its operator read it just before."""
+        job = next((j for j in self.server.every("DistillationJob") if j["metadata"]["uid"] == asked.uid), None)
+        if job is None:
+            return f"{asked} is of a job that is gone"
+        why = asked.forbidden(job)
+        if why is not None:
+            # What changes between the last look and the POST that follows it cannot be known.
+            known = last is None or asked.forbidden(last) is not None
+            return f"{asked} is created, {why}" if known else None
+        alive = living(self.server, job)
+        former = asked.former(alive)
+        if former is not None:
+            return f"{asked} is created beside {former.name}, which is of an earlier one"
+        if asked.component == "trainer" and any(pod.component == "teacher" for pod in alive):
+            return f"{asked}: training begins beside a teacher"
+        return None
+
+    def _job_changed(self, one: Object) -> None:
+        if one["kind"] != "DistillationJob":
+            return
+        for stage in one.get("status", {}).get("stages", ()):
+            counted = (one["metadata"]["uid"], stage["name"])
+            if stage["attempt"] < self.attempts.get(counted, 0):
+                self.seen.append(f"{stage['name']}: attempt {stage['attempt']} follows {self.attempts[counted]}")
+            self.attempts[counted] = stage["attempt"]

@@ -1,0 +1,146 @@
+"""Random orders of events in the operators' world: for a while everything goes wrong that can, then nothing does."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import timedelta
+from functools import cached_property
+
+from kd_operator.cluster.errors import Denied
+from operator_nodes import End, Script
+from operator_referee import Refereed, Violation
+from operator_server import DONE_THEN_ERROR, LOST_ANSWER, NOT_DONE, Fault
+from operator_world import Job, Operator
+
+FAULTS = (NOT_DONE, DONE_THEN_ERROR, LOST_ANSWER, Fault(Denied, done=False))
+CODES = (*[0] * 12, 69, 74, 75, 78, 80, 143)
+PARTS = ("plan", "dataset", "logits", "student")
+PATIENT = {"backoffLimit": 50, "disruptionLimit": 500}
+"""A failure policy by which no job fails for what goes wrong here."""
+EVENTS = {
+    "step": 50,
+    "nodes": 22,
+    "time": 8,
+    "crash": 2,
+    "fault": 2,
+    "node": 1.5,
+    "suspend": 1,
+    "child": 2,
+    "pod": 1,
+    "edit": 1,
+}
+"""How often what happens next."""
+
+
+@dataclass
+class Schedule:
+    """Events around two operators, one after the other, of a kind that is drawn by its weight."""
+
+    seed: int
+    world: Refereed = field(default_factory=Refereed)
+
+    def __post_init__(self) -> None:
+        self.chance = random.Random(self.seed)
+        self.world.operators.append(Operator(self.world, "two"))
+        for operator in self.world.operators:
+            operator.stepwise = True
+
+    @property
+    def jobs(self) -> list[Job]:
+        """Every job of the world."""
+        return [self.world.job(one["metadata"]["name"]) for one in self.world.server.every("DistillationJob")]
+
+    def disturb(self, steps: int) -> None:
+        """Everything goes wrong that can, ``steps`` times. Raises Violation."""
+        kinds, weights = list(EVENTS), list(EVENTS.values())
+        for _ in range(steps):
+            self.events[self.chance.choices(kinds, weights)[0]](self.chance.choice(self.jobs))
+            self.world.check()
+
+    def calm(self) -> None:
+        """Nothing goes wrong any more, and every job comes to its end. Raises Violation."""
+        world = self.world
+        world.nodes.lingering = False
+        world.nodes.scripts.clear()
+        world.nodes.regain()
+        for operator in world.operators:
+            operator.access.faults.clear()
+            operator.crash()
+        for job in self.jobs:
+            job.edit(suspend=False)
+        for job in self.jobs:
+            self._come_to_its_end(job)
+        world.wait(3600 * 3)
+        world.check()
+        if any(job.pods() or job.children("Deployment") for job in self.jobs):
+            raise Violation("something is left at the end")
+
+    def _come_to_its_end(self, job: Job) -> None:
+        end = self.world.ending(job)
+        if end not in ("Succeeded", "ResultLost"):
+            raise Violation(f"ends with {end}: {job.condition('Failed')[2]}")
+
+    # ---- what happens --------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def events(self) -> dict[str, Callable[[Job], object]]:
+        """By kind, what happens to a job or around it."""
+        return {
+            "step": lambda job: self._operator().step(),
+            "crash": lambda job: self._operator().crash(),
+            "fault": lambda job: self._operator().access.faults.append(self.chance.choice(FAULTS)),
+            "nodes": self._nodes_go_on,
+            "time": self._time_passes,
+            "node": self._a_node_falls_silent_or_comes_back,
+            "suspend": lambda job: job.edit(suspend=not job.raw["spec"].get("suspend", False)),
+            "edit": lambda job: job.annotate("note", str(self.chance.random())),
+            "child": self._a_child_is_deleted,
+            "pod": self._a_pod_is_deleted,
+        }
+
+    def _operator(self) -> Operator:
+        return self.chance.choice(self.world.operators)
+
+    def _time_passes(self, job: Job) -> None:
+        self.world.server.now += timedelta(seconds=self.chance.choice([1, 10, 61, 200]))
+
+    def _nodes_go_on(self, job: Job) -> None:
+        """Pods that are deleted take their time."""
+        self.world.nodes.lingering = self.chance.random() < 0.85
+        self.world.nodes.step()
+
+    def _a_node_falls_silent_or_comes_back(self, job: Job) -> None:
+        nodes = self.world.nodes
+        if nodes.lost_nodes:
+            nodes.regain()
+        else:
+            nodes.lose()
+
+    def _a_child_is_deleted(self, job: Job) -> None:
+        at_work = job.children("Deployment") + [f"Job/{job.child(pod.part, pod.attempt)}" for pod in job.pods()]
+        kind, _, name = self.chance.choice(at_work).partition("/") if at_work else ("", "", "")
+        if (kind, name) in self.world.server.objects:
+            self.world.server.delete(kind, name)
+
+    def _a_pod_is_deleted(self, job: Job) -> None:
+        pods = [pod for pod in job.pods() if not pod.leaving]
+        if pods:
+            self.world.server.delete("Pod", self.chance.choice(pods).name)
+
+    def scripts(self) -> dict[str, Script]:
+        """What becomes of the pods of each part: drawn once for each pod."""
+        drawn: dict[tuple[str, int, int], End] = {}
+
+        def of(part: str) -> Script:
+            def end(attempt: int, index: int) -> End:
+                key = (part, attempt, index)
+                if key not in drawn:
+                    code, seconds = self.chance.choice(CODES), self.chance.uniform(1, 60)
+                    drawn[key] = End(code=code, seconds=seconds, result=self.chance.random() > 0.1)
+                return drawn[key]
+
+            return end
+
+        return {part: of(part) for part in PARTS}
