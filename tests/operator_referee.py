@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
 from kd_operator.metrics import ReconcileOutcome
 from operator_nodes import Pod, living
-from operator_server import Object
+from operator_server import Object, owner_uid
 from operator_world import Job, Operator, World
 
 from kd_runtime.api.labels import ATTEMPT_LABEL, COMPONENT_LABEL, STAGE_LABEL, UID_LABEL
+
+MOST_IN_VAIN = 10
+"""So often an operator may ask for a name that a stranger has: what it learns of that is lost with a status that fails."""
 
 
 class Violation(AssertionError):
@@ -61,6 +65,8 @@ class Refereed(World):
     seen: list[str] = field(default_factory=list)
     before: dict[str, tuple[str, Object | None]] = field(default_factory=dict)
     """By operator: its last request, and what it was answered or is about."""
+    in_vain: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """By operator and name: how often it asked for what a stranger has."""
     attempts: dict[tuple[str, str], int] = field(default_factory=dict)
     """By job and stage: the attempt that its status claims."""
 
@@ -94,6 +100,10 @@ class Refereed(World):
             return
         asked = Asked(one)
         offence = self._offence(asked, last if looked == "GET DistillationJob" else None)
+        if offence is None and self._is_a_strangers(asked):
+            self.in_vain[operator.name, asked.name] += 1
+            if self.in_vain[operator.name, asked.name] > MOST_IN_VAIN:
+                offence = f"{asked} is asked for again and again, though its name belongs to a stranger"
         if offence is not None:
             self.seen.append(offence)
 
@@ -114,6 +124,10 @@ class Refereed(World):
         if asked.component == "trainer" and any(pod.component == "teacher" for pod in alive):
             return f"{asked}: training begins beside a teacher"
         return None
+
+    def _is_a_strangers(self, asked: Asked) -> bool:
+        there = self.server.objects.get((asked.child["kind"], asked.name))
+        return there is not None and owner_uid(there) != asked.uid
 
     def _job_changed(self, one: Object) -> None:
         if one["kind"] != "DistillationJob":

@@ -11,8 +11,10 @@ from functools import cached_property
 from kd_operator.cluster.errors import Denied
 from operator_nodes import End, Script
 from operator_referee import Refereed, Violation
-from operator_server import DONE_THEN_ERROR, LOST_ANSWER, NOT_DONE, Fault
+from operator_server import DONE_THEN_ERROR, LOST_ANSWER, NAMESPACE, NOT_DONE, Fault
 from operator_world import Job, Operator
+
+from kd_runtime.api.labels import RETRY_ANNOTATION
 
 FAULTS = (NOT_DONE, DONE_THEN_ERROR, LOST_ANSWER, Fault(Denied, done=False))
 CODES = (*[0] * 12, 69, 74, 75, 78, 80, 143)
@@ -30,6 +32,7 @@ EVENTS = {
     "child": 2,
     "pod": 1,
     "edit": 1,
+    "stranger": 0.5,
 }
 """How often what happens next."""
 
@@ -40,6 +43,8 @@ class Schedule:
 
     seed: int
     world: Refereed = field(default_factory=Refereed)
+    strangers: dict[str, str] = field(default_factory=dict)
+    """Job -> a batch Job of somebody else that has the name of one of its children."""
 
     def __post_init__(self) -> None:
         self.chance = random.Random(self.seed)
@@ -79,6 +84,9 @@ class Schedule:
 
     def _come_to_its_end(self, job: Job) -> None:
         end = self.world.ending(job)
+        if end == "NameConflict":
+            self._make_room(job)
+            end = self.world.ending(job)
         if end not in ("Succeeded", "ResultLost"):
             raise Violation(f"ends with {end}: {job.condition('Failed')[2]}")
 
@@ -98,6 +106,7 @@ class Schedule:
             "edit": lambda job: job.annotate("note", str(self.chance.random())),
             "child": self._a_child_is_deleted,
             "pod": self._a_pod_is_deleted,
+            "stranger": self._a_stranger_comes_or_goes,
         }
 
     def _operator(self) -> Operator:
@@ -128,6 +137,24 @@ class Schedule:
         pods = [pod for pod in job.pods() if not pod.leaving]
         if pods:
             self.world.server.delete("Pod", self.chance.choice(pods).name)
+
+    def _a_stranger_comes_or_goes(self, job: Job) -> None:
+        if job.name in self.strangers or job.end is not None:
+            self._make_room(job)
+            return
+        part = self.chance.choice(PARTS)
+        name = job.child(part, job.run(part).attempt + 1)
+        if ("Job", name) not in self.world.server.objects:
+            self.world.server.create({"kind": "Job", "spec": {}, "metadata": {"name": name, "namespace": NAMESPACE}})
+            self.strangers[job.name] = name
+
+    def _make_room(self, job: Job) -> None:
+        """The stranger goes, and a job that failed by it is asked to go on."""
+        stranger = self.strangers.pop(job.name, None)
+        if stranger is not None:
+            self.world.server.delete("Job", stranger)
+        if job.end == "NameConflict":
+            job.annotate(RETRY_ANNOTATION, f"plan/{self.world.server.versions}")
 
     def scripts(self) -> dict[str, Script]:
         """What becomes of the pods of each part: drawn once for each pod."""

@@ -1,6 +1,6 @@
-"""Each guard of the operator, at the one moment for which it is there; and that without it the moment ends badly.
+"""Two guards of the operator, each at the one moment for which it is there; and that without it the moment ends badly.
 
-The claim, and the wait for Terminating pods, are taken out in test_decide_properties.py.
+In whatever order things happen, all of them are taken out in test_decide_properties.py.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from kd_operator.worker import Worker
+from operator_guards import no_live_look, no_look_at_the_owner
 from operator_nodes import FOREVER
 from operator_world import Job, World
 
@@ -87,10 +87,7 @@ def test_a_last_look_keeps_a_child_from_a_job_that_has_changed(moment: Callable[
 
 @pytest.mark.parametrize("moment", LIVE_LOOK)
 def test_without_the_last_look_it_is_created(monkeypatch: pytest.MonkeyPatch, moment: Callable[[], bool]) -> None:
-    async def blind(self: Worker, job: dict[str, Any], claim: Any) -> None:
-        pass
-
-    monkeypatch.setattr(Worker, "_confirm", blind)
+    no_live_look(monkeypatch)
     assert not moment()
 
 
@@ -99,8 +96,5 @@ def test_a_child_s_name_that_belongs_to_something_else_is_a_conflict() -> None:
 
 
 def test_without_a_look_at_the_owner_the_job_waits_for_a_stranger(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def trusting(self: Worker, job: dict[str, Any], manifest: dict[str, Any]) -> str | None:
-        return None
-
-    monkeypatch.setattr(Worker, "_foreign", trusting)
+    no_look_at_the_owner(monkeypatch)
     assert name_is_taken({}) is None
