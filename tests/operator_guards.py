@@ -53,6 +53,16 @@ def no_look_at_the_owner(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def no_wait_for_the_terminating(monkeypatch: pytest.MonkeyPatch) -> None:
     """A pod that is being deleted counts as gone."""
-    monkeypatch.setattr(Draft, "alive", lambda self, part: [])
-    monkeypatch.setattr(Draft, "left", lambda self, part: None)
-    monkeypatch.setattr(teachers, "release", lambda d, keep=None: True)
+    alive = Draft.alive
+    monkeypatch.setattr(Draft, "alive", lambda self, part: [p for p in alive(self, part) if p.deleted_at is None])
+
+
+def no_wait_for_the_teacher(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A teacher that is not asked any more counts as gone once it is told to go."""
+    release = teachers.release
+
+    def hasty(d: Draft, keep: str | None = None) -> bool:
+        release(d, keep)
+        return True
+
+    monkeypatch.setattr(teachers, "release", hasty)

@@ -59,14 +59,21 @@ def test_whatever_happens_no_attempt_runs_beside_another_and_the_job_ends(seed: 
 
 
 @pytest.mark.parametrize(
-    "taken_out",
-    [guards.no_claim, guards.no_live_look, guards.no_look_at_the_owner, guards.no_wait_for_the_terminating],
+    ("taken_out", "said"),
+    [
+        (guards.no_claim, "is created, which is not claimed"),
+        (guards.no_live_look, "is created, although the job is suspended"),
+        (guards.no_look_at_the_owner, "its name belongs to a stranger"),
+        (guards.no_wait_for_the_terminating, "which is of an earlier one"),
+        (guards.no_wait_for_the_teacher, "training begins beside a teacher"),
+    ],
+    ids=lambda value: getattr(value, "__name__", None),
 )
 def test_without_a_guard_a_job_ends_as_well_and_the_referee_says_what_went_wrong_on_the_way(
-    monkeypatch: pytest.MonkeyPatch, taken_out: Callable[[pytest.MonkeyPatch], None]
+    monkeypatch: pytest.MonkeyPatch, taken_out: Callable[[pytest.MonkeyPatch], None], said: str
 ) -> None:
     taken_out(monkeypatch)
     assert World().apply(stages=SHORT).finish() == "Succeeded"
-    with pytest.raises(Violation):
+    with pytest.raises(Violation, match=said):
         for seed in SEEDS:
             disturbed(seed)
