@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 from kd_operator import worker
-from kd_operator.decide import teachers
+from kd_operator.decide import stages, teachers
 from kd_operator.decide.draft import Draft
 from kd_operator.decision import Decision
+from kd_operator.observe import Peers
 from kd_operator.worker import Worker
 from operator_server import Object
 
@@ -66,3 +67,14 @@ def no_wait_for_the_teacher(monkeypatch: pytest.MonkeyPatch) -> None:
         return True
 
     monkeypatch.setattr(teachers, "release", hasty)
+
+
+def no_second_look_at_peers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who has claimed a stage goes on, whoever claimed it before."""
+    monkeypatch.setattr(stages, "earlier_peer", lambda d, key: None)
+
+
+def any_list_of_peers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Peers are listed as they were at any time."""
+    listed = Peers._unfinished
+    monkeypatch.setattr(Peers, "_unfinished", lambda self, namespace, version: listed(self, namespace, 1))

@@ -6,8 +6,10 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
+from kd_operator.cluster.reading import CLAIMED
 from kd_operator.metrics import ReconcileOutcome
-from operator_nodes import Pod, living
+from kd_operator.status.states import AT_WORK
+from operator_nodes import Pod, holds, living
 from operator_server import Object, owner_uid
 from operator_world import Job, Operator, World
 
@@ -67,6 +69,8 @@ class Refereed(World):
     """By operator: its last request, and what it was answered or is about."""
     in_vain: Counter[tuple[str, str]] = field(default_factory=Counter)
     """By operator and name: how often it asked for what a stranger has."""
+    interrupted: set[str] = field(default_factory=set)
+    """Batch Jobs of which the job was suspended meanwhile: nobody waits for those."""
     attempts: dict[tuple[str, str], int] = field(default_factory=dict)
     """By job and stage: the attempt that its status claims."""
 
@@ -123,6 +127,22 @@ class Refereed(World):
             return f"{asked} is created beside {former.name}, which is of an earlier one"
         if asked.component == "trainer" and any(pod.component == "teacher" for pod in alive):
             return f"{asked}: training begins beside a teacher"
+        rival = self._rival(asked, job)
+        return f"{asked} is created beside {rival}, which makes the same" if rival is not None else None
+
+    def _rival(self, asked: Asked, job: Object) -> str | None:
+        """What is at work for another job on the artifact that ``asked`` would make."""
+        key = keys(job, AT_WORK).get(asked.part) if asked.component not in ("plan", "teacher") else None
+        if key is None:
+            return None
+        for other in self.server.every("DistillationJob"):
+            if other is job or other["spec"].get("suspend") or holds(other, "Complete", "Failed"):
+                continue
+            for child in self.server.owned("Job", other["metadata"]["uid"]):
+                name, stage = child["metadata"]["name"], child["metadata"]["labels"][STAGE_LABEL]
+                at_work = not holds(child, "Complete", "Failed", "FailureTarget") and name not in self.interrupted
+                if at_work and keys(other, CLAIMED).get(stage) == key:
+                    return str(name)
         return None
 
     def _is_a_strangers(self, asked: Asked) -> bool:
@@ -132,8 +152,19 @@ class Refereed(World):
     def _job_changed(self, one: Object) -> None:
         if one["kind"] != "DistillationJob":
             return
-        for stage in one.get("status", {}).get("stages", ()):
-            counted = (one["metadata"]["uid"], stage["name"])
+        self._count_attempts(one)
+        if one["spec"].get("suspend"):
+            self.interrupted |= {job["metadata"]["name"] for job in self.server.owned("Job", one["metadata"]["uid"])}
+
+    def _count_attempts(self, job: Object) -> None:
+        for stage in job.get("status", {}).get("stages", ()):
+            counted = (job["metadata"]["uid"], stage["name"])
             if stage["attempt"] < self.attempts.get(counted, 0):
                 self.seen.append(f"{stage['name']}: attempt {stage['attempt']} follows {self.attempts[counted]}")
             self.attempts[counted] = stage["attempt"]
+
+
+def keys(job: Object, states: frozenset[str]) -> dict[str, str]:
+    """Stage -> key, of the stages that are in one of ``states``."""
+    stages = job.get("status", {}).get("stages", ())
+    return {stage["name"]: stage["key"] for stage in stages if stage["state"] in states}

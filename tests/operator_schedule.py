@@ -21,8 +21,9 @@ CODES = (*[0] * 12, 69, 74, 75, 78, 80, 143)
 PARTS = ("plan", "dataset", "logits", "student")
 PATIENT = {"backoffLimit": 50, "disruptionLimit": 500}
 """A failure policy by which no job fails for what goes wrong here."""
-EVENTS = {
+ROUGH = {
     "step": 50,
+    "hear": 10,
     "nodes": 22,
     "time": 8,
     "crash": 2,
@@ -34,21 +35,26 @@ EVENTS = {
     "edit": 1,
     "stranger": 0.5,
 }
-"""How often what happens next."""
+"""How often what happens next: mostly, a job is disturbed."""
+CROWDED = {"step": 70, "hear": 15, "nodes": 12, "time": 4, "crash": 0.7, "fault": 1, "suspend": 0.5, "child": 0.5}
+"""The same: mostly, operators get in each other's way."""
 
 
 @dataclass
 class Schedule:
-    """Events around two operators, one after the other, of a kind that is drawn by its weight."""
+    """Events, one after the other, of a kind that is drawn by its weight."""
 
     seed: int
+    weights: dict[str, float]
+    operators: int = 2
     world: Refereed = field(default_factory=Refereed)
     strangers: dict[str, str] = field(default_factory=dict)
     """Job -> a batch Job of somebody else that has the name of one of its children."""
 
     def __post_init__(self) -> None:
         self.chance = random.Random(self.seed)
-        self.world.operators.append(Operator(self.world, "two"))
+        for number in range(1, self.operators):
+            self.world.operators.append(Operator(self.world, f"operator-{number}"))
         for operator in self.world.operators:
             operator.stepwise = True
 
@@ -59,7 +65,9 @@ class Schedule:
 
     def disturb(self, steps: int) -> None:
         """Everything goes wrong that can, ``steps`` times. Raises Violation."""
-        kinds, weights = list(EVENTS), list(EVENTS.values())
+        self.world.late = True
+        self.world.server.pick = self.chance.choice
+        kinds, weights = list(self.weights), list(self.weights.values())
         for _ in range(steps):
             self.events[self.chance.choices(kinds, weights)[0]](self.chance.choice(self.jobs))
             self.world.check()
@@ -67,7 +75,7 @@ class Schedule:
     def calm(self) -> None:
         """Nothing goes wrong any more, and every job comes to its end. Raises Violation."""
         world = self.world
-        world.nodes.lingering = False
+        world.late = world.nodes.lingering = False
         world.nodes.scripts.clear()
         world.nodes.regain()
         for operator in world.operators:
@@ -97,6 +105,7 @@ class Schedule:
         """By kind, what happens to a job or around it."""
         return {
             "step": lambda job: self._operator().step(),
+            "hear": lambda job: self._operator().hear(),
             "crash": lambda job: self._operator().crash(),
             "fault": lambda job: self._operator().access.faults.append(self.chance.choice(FAULTS)),
             "nodes": self._nodes_go_on,

@@ -6,10 +6,12 @@ It stands for the fast tests of `decide` alone: what the real one does is tested
 from __future__ import annotations
 
 import hashlib
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from operator import itemgetter
 from typing import Any
 
 from kd_operator.cluster.errors import ApiError, Conflict, NotFound, ServerError, Unreachable
@@ -22,6 +24,8 @@ Object = dict[str, Any]
 NAMESPACE = "team"
 CHILDREN = ("Job", "Deployment", "Pod")
 """Kinds that the operator watches; a change of one wakes its job."""
+LISTED_LATE = ("DistillationJob", "Deployment")
+"""Kinds of which the operator takes any list that is new enough."""
 
 
 @dataclass
@@ -35,6 +39,13 @@ class Server:
     """Told of every object that was made, changed or is gone: the watches."""
     refuses: Callable[[Object], ApiError | None] = lambda manifest: None
     """Why an object may not be made: quotas, webhooks."""
+    past: dict[str, list[tuple[int, list[Object]]]] = field(default_factory=dict)
+    """By kind: every list that there was, oldest first, each with the version from which on it was so."""
+    pick: Callable[[list[list[Object]]], list[Object]] = lambda lists: lists[-1]
+    """Which of the lists that are new enough is told, oldest first: an API server may tell any."""
+
+    def __post_init__(self) -> None:
+        self.past = {kind: [(0, [])] for kind in LISTED_LATE}
 
     def read(self, kind: str, name: str) -> Object:
         """An object. Raises NotFound."""
@@ -46,6 +57,13 @@ class Server:
     def every(self, kind: str, **labels: str) -> list[Object]:
         """Objects of a kind, oldest first."""
         return [o for (k, _), o in self.objects.items() if k == kind]
+
+    def listed(self, kind: str, at_least: int) -> list[Object]:
+        """Objects of a kind as they are; or, with ``at_least``, as they were at some moment since that version."""
+        if not at_least:
+            return self.every(kind)
+        begin = bisect_right(self.past[kind], at_least, key=itemgetter(0)) - 1
+        return self.pick([found for _, found in self.past[kind][begin:]])
 
     def owned(self, kind: str, uid: str) -> list[Object]:
         """Objects that have ``uid`` for a controller."""
@@ -106,7 +124,7 @@ class Server:
             return
         del self.objects[kind, name]
         self.versions += 1
-        self._tell(there)
+        self._tell({**there, "metadata": {**there["metadata"], "resourceVersion": str(self.versions)}})
 
     def _held_by_job(self, pod: Object) -> bool:
         """True where its Job's finalizer keeps a pod that has not ended, even one that is deleted for good."""
@@ -134,6 +152,8 @@ class Server:
         return bool(orphans)
 
     def _tell(self, one: Object) -> None:
+        if one["kind"] in LISTED_LATE:
+            self.past[one["kind"]].append((self.versions, self.every(one["kind"])))
         for told in self.changed:
             told(one)
 
@@ -187,7 +207,7 @@ class Access:
         self, kind: str, namespace: str | None = None, *, labels: str = "", fields: str = "", at_least: int = 0
     ) -> list[Object]:
         _, _, uid = labels.partition("=")
-        found = self.server.every(kind)
+        found = self.server.listed(kind, at_least)
         return [one for one in found if not uid or one["metadata"].get("labels", {}).get(UID_LABEL) == uid]
 
     async def create(self, manifest: Object) -> Object:

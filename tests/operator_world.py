@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -30,6 +31,7 @@ from kd_operator.worker import Worker
 from operator_nodes import FOREVER, GOOD, Nodes, Pod, living
 from operator_server import CHILDREN, NAMESPACE, Access, Object, Server
 
+from kd_runtime.api.labels import JOB_LABEL
 from kd_runtime.api.runtime import shipped_runtime
 from kd_runtime.api.status import JobStatus, RunStatus, StageStatus, TeacherStatus
 
@@ -64,6 +66,8 @@ class Operator:
     access: Access = field(init=False)
     notes: Notes = field(default_factory=Notes)
     decided: list[tuple[Observed, Decision]] = field(default_factory=list)
+    untold: deque[Object] = field(default_factory=deque)
+    """Changes that its watches have not told it of yet."""
     passes: int = 0
     task: asyncio.Task[Any] | None = None
     gate: asyncio.Future[None] | None = None
@@ -90,6 +94,7 @@ class Operator:
             spacing=0.0,
         )
         self.worker.leading.set()
+        self.untold.clear()
         for job in server.every("DistillationJob"):
             self.worker.job_changed(key_of(job))
 
@@ -102,6 +107,21 @@ class Operator:
         if self.stepwise:
             self.gate = LOOP.create_future()
             await self.gate
+
+    def hear(self) -> None:
+        """Be told of every change so far."""
+        while self.untold:
+            one = self.untold.popleft()
+            kind, metadata = one["kind"], one["metadata"]
+            if kind == "DistillationJob":
+                self.worker.job_changed(key_of(one), metadata["resourceVersion"])
+            elif kind in CHILDREN and JOB_LABEL in metadata.get("labels", {}):
+                version = metadata["resourceVersion"] if kind == "Deployment" else ""
+                makes_pods = kind in ("Job", "Deployment") and at_work(child_seen(one))
+                key = (NAMESPACE, metadata["labels"][JOB_LABEL])
+                self.worker.child_changed(key, deployment=version, makes_pods=makes_pods)
+            elif kind == "ClusterDistillationRuntime":
+                self.worker.runtime_changed()
 
     def step(self) -> bool:
         """One request further, or one pass; False where it has nothing to do now."""
@@ -150,6 +170,8 @@ class World:
     """Remembered for all operators: parsing one takes longer than a whole pass."""
     told: bool = True
     """Whether watches tell of changes; without, operators come back by themselves."""
+    late: bool = False
+    """Whether watches tell of a change only when their operator is to `hear` of it."""
     puts: int = 0
     """Statuses that were written."""
     statuses: list[JobStatus] = field(default_factory=list)
@@ -217,14 +239,9 @@ class World:
         if not self.told:
             return
         for operator in self.operators:
-            if one["kind"] == "DistillationJob":
-                operator.worker.job_changed(key_of(one))
-            elif one["kind"] in CHILDREN and "kubedistill.io/job" in one["metadata"].get("labels", {}):
-                key = (NAMESPACE, one["metadata"]["labels"]["kubedistill.io/job"])
-                makes_pods = one["kind"] in ("Job", "Deployment") and at_work(child_seen(one))
-                operator.worker.child_changed(key, makes_pods=makes_pods)
-            elif one["kind"] == "ClusterDistillationRuntime":
-                operator.worker.runtime_changed()
+            operator.untold.append(one)
+            if not self.late:
+                operator.hear()
 
     def watched(self, operator: Operator, verb: str, one: Object | None) -> None:
         """A request is made: a referee may look at it."""
