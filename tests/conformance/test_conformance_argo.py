@@ -7,34 +7,21 @@ from typing import Any
 
 import pytest
 import yaml
+from gitops_tools import SCRIPT, argo
 from statuses import ARGO, CASES, GITOPS, Case, argo_tests
 
-SCRIPT = (ARGO / "health.lua").read_text()
 KEY = "resource.customizations.health.kubedistill.io_DistillationJob"
-NEVER_THERE = ("os", "io", "string", "math", "debug", "coroutine", "utf8", "require", "dofile", "loadfile")
-"""What Argo CD's Lua lacks unless its administrator opens it."""
-
-
-def health(document: dict[str, Any]) -> dict[str, str]:
-    """What the script says, run as Argo CD does: the object as the global `obj`, without the standard libraries."""
-    lupa = pytest.importorskip("lupa", reason="the Lua interpreter for Python is not installed: pip install lupa")
-    runtime = lupa.LuaRuntime(register_eval=False, register_builtins=False)
-    names = runtime.globals()
-    for name in NEVER_THERE:
-        names[name] = None
-    names["obj"] = runtime.table_from(document, recursive=True)
-    return dict(runtime.execute(SCRIPT))
 
 
 @pytest.mark.parametrize("one", CASES, ids=lambda one: one.name)
 def test_the_script_says_what_a_person_would(one: Case) -> None:
-    assert health(one.document()) == {"status": one.argo, "message": one.argo_message}
+    assert argo(one.document()) == {"status": one.argo, "message": one.argo_message}
 
 
 @pytest.mark.parametrize("test", yaml.safe_load((ARGO / "health_test.yaml").read_text())["tests"], ids=str)
 def test_argo_s_own_test_files_pass(test: dict[str, Any]) -> None:
     document = yaml.safe_load((ARGO / test["inputPath"]).read_text())
-    assert health(document) == test["healthStatus"]
+    assert argo(document) == test["healthStatus"]
 
 
 def test_its_test_files_are_the_table_s() -> None:
@@ -46,7 +33,7 @@ def test_a_condition_without_a_message_is_named_by_its_reason() -> None:
     document = next(one for one in CASES if one.name == "succeeded").document()
     for condition in document["status"]["conditions"]:
         del condition["message"]
-    assert health(document) == {"status": "Healthy", "message": "Succeeded"}
+    assert argo(document) == {"status": "Healthy", "message": "Succeeded"}
 
 
 def test_every_status_of_argo_is_reached() -> None:

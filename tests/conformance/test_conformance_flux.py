@@ -2,33 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import cel
 import pytest
-import yaml
-from statuses import CASES, GITOPS, Case, case, job
+from gitops_tools import CHECK, ORDER, flux
+from statuses import CASES, Case, case, job
 
 from kd_runtime.api.status import JobStatus
-
-(CHECK,) = yaml.safe_load((GITOPS / "flux" / "health-check-exprs.yaml").read_text())
-ORDER = {"inProgress": "InProgress", "failed": "Failed", "current": "Current"}
-"""Flux asks in this order (its RFC 9)."""
-
-
-def flux(document: dict[str, Any]) -> str:
-    """What Flux's evaluator says: its own look at the generation, then the expressions; else InProgress.
-
-    Raises:
-        RuntimeError: an expression cannot be evaluated, on which Flux goes on waiting.
-    """
-    observed = (document.get("status") or {}).get("observedGeneration")
-    if observed is not None and observed != document["metadata"]["generation"]:
-        return "InProgress"
-    for name, verdict in ORDER.items():
-        if cel.evaluate(CHECK[name], document) is True:
-            return verdict
-    return "InProgress"
 
 
 @pytest.mark.parametrize("one", [c for c in CASES if c.flux is not None], ids=lambda one: one.name)
