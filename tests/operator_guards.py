@@ -70,8 +70,17 @@ def no_wait_for_the_teacher(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def no_second_look_at_peers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who has claimed a stage goes on, whoever claimed it before."""
-    monkeypatch.setattr(stages, "earlier_peer", lambda d, key: None)
+    """Who has claimed a stage goes on, whoever has claimed it too."""
+    may_create = stages._may_create
+
+    def alone(d: Draft, name: str, asked: str | None) -> bool:
+        seen, d.seen = d.seen, replace(d.seen, peers=())
+        try:
+            return may_create(d, name, asked)
+        finally:
+            d.seen = seen
+
+    monkeypatch.setattr(stages, "_may_create", alone)
 
 
 def any_list_of_peers(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,16 +42,17 @@ class Asked:
 
     def forbidden(self, job: Object) -> str | None:
         """Why it may not be created, by the job as it is here; None where it may."""
-        if self._claimed(job) != self.attempt:
+        run = self._run(job)
+        if run.get("attempt") != self.attempt or run.get("state") not in AT_WORK:
             return "which is not claimed"
         return "although the job is suspended" if job["spec"].get("suspend") else None
 
-    def _claimed(self, job: Object) -> int:
+    def _run(self, job: Object) -> Object:
         status = job.get("status", {})
         if self.component == "plan":
-            return int((status.get("plan") or {}).get("attempt", 0))
-        runs = status.get("teachers" if self.component == "teacher" else "stages", [])
-        return next((int(run["attempt"]) for run in runs if run["name"] == self.part), 0)
+            return status.get("plan") or {}
+        runs: list[Object] = status.get("teachers" if self.component == "teacher" else "stages", [])
+        return next((run for run in runs if run["name"] == self.part), {})
 
     def former(self, alive: list[Pod]) -> Pod | None:
         """A pod of an earlier attempt."""

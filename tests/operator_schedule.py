@@ -36,7 +36,17 @@ ROUGH = {
     "stranger": 0.5,
 }
 """How often what happens next: mostly, a job is disturbed."""
-CROWDED = {"step": 70, "hear": 15, "nodes": 12, "time": 4, "crash": 0.7, "fault": 1, "suspend": 0.5, "child": 0.5}
+CROWDED = {
+    "step": 70,
+    "hear": 15,
+    "nodes": 12,
+    "time": 4,
+    "crash": 0.7,
+    "fault": 1,
+    "suspend": 0.5,
+    "child": 0.5,
+    "edit": 5,
+}
 """The same: mostly, operators get in each other's way."""
 
 

@@ -172,8 +172,6 @@ class PeerSeen:
     """Those of them whose children it has made."""
     disabled: bool = False
     """It is not reconciled, by its annotation."""
-    version: int = 0
-    """Its resourceVersion."""
 
 
 @dataclass(frozen=True)

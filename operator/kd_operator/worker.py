@@ -25,6 +25,7 @@ from kd_operator.observe import Key, Observer, absent
 from kd_operator.observed import Observed
 from kd_operator.queue import Haste, WorkQueue
 from kd_operator.settings import Settings
+from kd_operator.status.states import AT_WORK
 from kd_runtime.api.model import Model
 from kd_runtime.api.reasons import Reason
 from kd_runtime.api.status import JobStatus
@@ -433,20 +434,23 @@ def unclaimed(job: Object, uid: str, claim: Claim) -> str | None:
         return "the job has ended"
     if not_reconciled(metadata.get("annotations", {})):
         return "the job is not reconciled, by its annotation"
-    attempt = _attempt(status, claim.part)
-    if claim.part and attempt != claim.attempt:
-        return f"attempt {claim.attempt} is not claimed, but {attempt}"
+    if not claim.part:
+        return None
+    run = _run(status, claim.part)
+    if run.get("attempt") != claim.attempt:
+        return f"attempt {claim.attempt} is not claimed, but {run.get('attempt')}"
+    if run.get("state") not in AT_WORK:
+        return f"attempt {claim.attempt} is not claimed any more: {run.get('state')}"
     return None
 
 
-def _attempt(status: Object, part: str) -> int | None:
-    """The newest attempt that ``status`` claims of a part."""
+def _run(status: Object, part: str) -> Object:
+    """What ``status`` says of a part."""
     kind, _, teacher = part.rpartition("/")
     if part == PLAN:
-        runs = [{"name": PLAN, **(status.get("plan") or {})}]
-    else:
-        runs = status.get("teachers" if kind else "stages") or []
-    return next((run.get("attempt") for run in runs if run["name"] == teacher), None)
+        return status.get("plan") or {}
+    runs: list[Object] = status.get("teachers" if kind else "stages") or []
+    return next((run for run in runs if run["name"] == teacher), {})
 
 
 def only_progress(before: JobStatus, after: JobStatus) -> bool:

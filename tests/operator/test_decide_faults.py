@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-from kd_operator import queue, worker
 from operator_nodes import FOREVER, GOOD, NODE, End
 from operator_world import LONG, TEACHER, World, runtime_document, training
 from statuses import kstatus
@@ -166,29 +165,6 @@ def test_a_config_map_deleted_after_its_runtime_changed_or_went_fails_the_job(wo
 
 
 # ---- peers, gates, teachers --------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("first", [0, 1])
-def test_of_two_jobs_that_claim_at_the_same_moment_the_second_withdraws_uncounted(
-    world: World, monkeypatch: pytest.MonkeyPatch, first: int
-) -> None:
-    monkeypatch.setattr(worker, "MOST_CLAIMS", 0)  # a pass ends with its claim: what two operators may do in between
-    monkeypatch.setattr(queue, "HEAD_START_SECONDS", 0.0)  # turn and turn about
-    jobs = sorted([world.apply("one"), world.apply("two")], key=lambda job: job.uid)
-    winner, other = jobs[first], jobs[1 - first]  # the older or the younger: age has no part in it
-    world.until(lambda: winner.stage("dataset").key and other.stage("dataset").key)
-    for job in (winner, other):
-        assert not any("dataset" in child for child in job.children("Job"))
-        claim = {"state": "Queued", "attempt": 1, "reason": "Queued", "message": "claimed in turn"}
-        stages = [{**s, **(claim if s["name"] == "dataset" else {})} for s in job.raw["status"]["stages"]]
-        world.server.change(job.raw, status={**job.raw["status"], "stages": stages})
-    other.reach("dataset", "Waiting")
-    assert other.stage("dataset").reason == "WaitingForPeer"
-    assert (winner.finish(), other.finish()) == ("Succeeded", "Succeeded")
-    assert winner.stage("dataset").state == "Succeeded"
-    assert not any("dataset" in child for child in other.children("Job"))
-    assert sorted(world.nodes.made) == ["dataset", "logits", "student"]
-    assert other.stage("dataset").failures == 0
 
 
 def test_gates_that_are_not_reached_fail_a_job_without_publish(world: World) -> None:

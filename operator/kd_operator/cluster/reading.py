@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any
 
 from kd_operator.names import CONTAINER, not_reconciled
-from kd_operator.observed import Ending, MainChild, PeerSeen, PodSeen, version_of
+from kd_operator.observed import Ending, MainChild, PeerSeen, PodSeen
 from kd_runtime.api.labels import ATTEMPT_LABEL, COMPONENT_LABEL, STAGE_LABEL
 
 Object = dict[str, Any]
@@ -179,7 +179,6 @@ def peer_seen(raw: Object, alive: Collection[str] | None = None) -> PeerSeen | N
         claimed=frozenset(stage["key"] for stage in stages),
         begun=frozenset(stage["key"] for stage in stages if stage["state"] in BEGUN and stage.get("childUID")),
         disabled=not_reconciled(metadata.get("annotations", {})),
-        version=version_of(metadata["resourceVersion"]),
     )
 
 

@@ -2,35 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from datetime import datetime
+
 from kd_operator.decide.draft import Draft
-from kd_operator.observed import PeerSeen, version_of
+from kd_operator.observed import PeerSeen
 
 
 def peer_at_work(d: Draft, key: str | None) -> PeerSeen | None:
-    """A job that has claimed the key: asked before a claim of our own."""
-    claiming = [peer for peer in d.seen.peers or () if key is not None and key in peer.claimed]
-    return min(claiming, key=_age) if claiming else None
+    """A job that has claimed the key. Nobody claims it beside that one, nor creates a child of a claim of its own."""
+    return _oldest(_claiming(d, key))
 
 
-def earlier_peer(d: Draft, key: str | None) -> PeerSeen | None:
-    """A job that has claimed the key too and keeps it: asked after a claim, before any child of it.
+def peer_ahead(d: Draft, key: str | None) -> PeerSeen | None:
+    """A job to which the key is left although it was claimed: asked after a claim, before any child of it.
 
-    Whose claim was written first keeps it, by resourceVersion: the other's list of peers, made after its own claim, cannot
-    miss that one, whereas the first may have listed before there was another. Age would not do: an older job that claims
-    second would go on beside a younger that has not seen it. One that has begun goes on in any case.
+    Two jobs may claim in the same moment. The one that writes second cannot miss the first, as its list of peers is made after
+    its own claim; the first may have listed before there was a second, and go on. Neither can tell which of them it is: a job's
+    resourceVersion grows with whatever is written to it. So nobody goes on beside a claim that it sees. The younger withdraws,
+    and so does who sees that the other has begun; the older keeps its claim, and waits until the other has done one or the other.
     """
-    begun = [peer for peer in d.seen.peers or () if key is not None and key in peer.begun]
-    if begun:
-        return min(begun, key=_age)
-    job = d.seen.job
-    mine = (version_of(job.resource_version), job.created, job.uid)
-    claimed = [peer for peer in d.seen.peers or () if key is not None and key in peer.claimed]
-    return next((peer for peer in sorted(claimed, key=_order) if _order(peer) < mine), None)
+    me = (d.seen.job.created, d.seen.job.uid)
+    return _oldest(peer for peer in _claiming(d, key) if key in peer.begun or _age(peer) < me)
 
 
-def _order(peer: PeerSeen) -> tuple[int, object, str]:
-    return peer.version, peer.created, peer.uid
+def _claiming(d: Draft, key: str | None) -> list[PeerSeen]:
+    return [peer for peer in d.seen.peers or () if key is not None and key in peer.claimed]
 
 
-def _age(peer: PeerSeen) -> tuple[object, str]:
+def _oldest(peers: Iterable[PeerSeen]) -> PeerSeen | None:
+    return min(peers, key=_age, default=None)
+
+
+def _age(peer: PeerSeen) -> tuple[datetime, str]:
     return peer.created, peer.uid

@@ -7,7 +7,7 @@ from kd_operator.decide import teachers
 from kd_operator.decide.attempts import Over, Part, advance, count_waste, end_attempt, look_up_again, sum_attempts
 from kd_operator.decide.draft import Draft
 from kd_operator.decide.failures import Verdict, lost
-from kd_operator.decide.peers import earlier_peer, peer_at_work
+from kd_operator.decide.peers import peer_ahead, peer_at_work
 from kd_operator.observed import PeerSeen
 from kd_operator.status.conditions import Said
 from kd_operator.status.states import AT_WORK, State, stamp
@@ -58,18 +58,21 @@ def _may_claim(d: Draft, name: str) -> bool:
     peer = peer_at_work(d, d.stage(name).key)
     if peer is None:
         return True
-    teachers.release(d)  # a peer may take days: no GPU is held for that
+    d.set(name, state=State.Waiting)  # of a stage that was to be tried again too: an older peer may wait for that one
     _wait_for(d, name, peer)
     return False
 
 
 def _may_create(d: Draft, name: str, asked: str | None) -> bool:
-    peer = earlier_peer(d, d.stage(name).key)
-    if peer is not None:  # both claimed at the same moment: the second withdraws, uncounted
+    stage = d.stage(name)
+    peer, ahead = peer_at_work(d, stage.key), peer_ahead(d, stage.key)
+    if ahead is not None:  # both claimed at the same moment: one withdraws, uncounted
         d.set(name, state=State.Waiting)
-        teachers.release(d)
-        _wait_for(d, name, peer)
+    if peer is not None:
+        _wait_for(d, name, ahead or peer)
         return False
+    if stage.reason == Reason.WaitingForPeer:
+        d.set(name, reason=Reason.Queued, message=f"attempt {stage.attempt} is claimed")
     if asked is None:
         return teachers.release(d)
     verdict = teachers.ready(d, asked)
@@ -87,6 +90,7 @@ def _wait_for(d: Draft, name: str, peer: PeerSeen) -> None:
             f"({RECONCILE_ANNOTATION}: disabled); remove that annotation, or delete them or the job"
         )
         d.facts.trouble = Said(Reason.WaitingForPeer, message)
+    teachers.release(d)  # a peer may take days: no GPU is held for that
     d.set(name, reason=Reason.WaitingForPeer, message=message)
     d.doing(Reason.WaitingForPeer, message)
     d.waits_for_peers = True
