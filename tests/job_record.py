@@ -203,15 +203,19 @@ def _without_progress(job: Object) -> Object:
     return {"spec": job["spec"], "status": {**kept, "stages": stages}}
 
 
-def _note_claims(story: Story, revision: int) -> None:
-    status = story.status
-    story.states.add(("phase", story.phase))
-    runs = [
+def runs_of(job: Object) -> list[tuple[str, Object]]:
+    """(part, its status), of the plan, the stages and the teachers of a job."""
+    status = job.get("status", {})
+    return [
         *([("plan", status["plan"])] if "plan" in status else []),
         *((stage["name"], stage) for stage in status.get("stages", [])),
         *((f"teacher/{teacher['name']}", teacher) for teacher in status.get("teachers", [])),
     ]
-    for part, run in runs:
+
+
+def _note_claims(story: Story, revision: int) -> None:
+    story.states.add(("phase", story.phase))
+    for part, run in runs_of(story.job):
         story.states.add((part.split("/")[0], run.get("state", "")))
         if run.get("attempt"):
             story.claims.setdefault((part, run["attempt"]), revision)
@@ -232,10 +236,9 @@ def _state(status: Object) -> str:
 
 
 def _summary(story: Story) -> str:
-    status = story.status
-    runs = [("plan", status.get("plan", {})), *((s["name"], s) for s in status.get("stages", []))]
-    runs += [(f"teacher/{t['name']}", t) for t in status.get("teachers", [])]
-    said = [f"{name} {run.get('state')}/{run.get('attempt')} {run.get('reason', '')}" for name, run in runs]
+    said = [
+        f"{name} {run.get('state')}/{run.get('attempt')} {run.get('reason', '')}" for name, run in runs_of(story.job)
+    ]
     left = [f"{child.kind} {child.name} ({child.state})" for child in story.left()]
     name = story.job.get("metadata", {}).get("name")
     return f"{name}: {story.phase}; {'; '.join(said)}; there are {', '.join(left) or 'no children'}"

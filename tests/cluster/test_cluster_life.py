@@ -30,7 +30,7 @@ from cluster_server import Server, api_server
 from fake_kubelet import PODS, Api, End, Kubelet, PodMet, digest, heartbeats
 from job_children import job as job_document
 from job_children import runtime as runtime_document
-from job_record import CHILDREN, JOBS, Child, Record, Story, check
+from job_record import CHILDREN, JOBS, Child, Record, Story, check, runs_of
 from kd_operator import triggers
 from kd_operator.__main__ import Operator
 from kd_operator.cluster.client import Cluster, connect
@@ -140,11 +140,28 @@ class Life:
         document = self.prepare(script, **spec)
         return key_of(document), await self.make(document)
 
+    def held(self, pod: PodMet) -> asyncio.Future[End]:
+        """A script under which no pod ends before it is known to run; and not all goes well, as with `troubled`."""
+        return asyncio.ensure_future(self._once_running(pod))
+
+    async def _once_running(self, pod: PodMet) -> End:
+        part = pod.part
+        await self.record.until(
+            pod.job["metadata"]["uid"], lambda s: s.gone or (part, "Running") in s.states, f"{part} at work"
+        )
+        return troubled(pod)
+
     def path(self, key: Key) -> str:
         return f"/apis/{GROUP}/{VERSION}/namespaces/{key[0]}/distillationjobs/{key[1]}"
 
     async def patch(self, key: Key, change: Object) -> tuple[int, Object]:
         return await self.record.api.ask("PATCH", self.path(key), change)
+
+    def runs_now(self, key: Key) -> set[tuple[str, str]]:
+        """(part, state) of a job, read between two steps of the loop."""
+        answer = self.server.client.get(self.path(key))
+        assert answer.status_code == 200, answer.text
+        return {(part, run["state"]) for part, run in runs_of(answer.json())}
 
     def patch_now(self, key: Key, change: Object) -> None:
         """Patch a job between two steps of the loop: nothing else happens meanwhile."""
@@ -451,13 +468,79 @@ def test_two_operators_that_both_believe_to_lead_make_one_child_of_each_attempt(
 # ---- suspension and deletion -------------------------------------------------------------------------------------------
 
 
-def test_suspended_in_any_state_it_frees_everything_and_goes_on_later(life: Life, writes: list[str]) -> None:
-    states: set[tuple[str, str]] = set()
+STATES = [
+    ("dataset", "Waiting"),
+    *((part, state) for part in ("plan", *PARTS) for state in ("Queued", "Starting", "Running")),
+    ("student", "Backoff"),
+]
+"""Every state of every part of a job, ended ones apart."""
+COMPONENT = {"plan": "plan", "dataset": "workers", "student": "trainer", "teacher/teacher": "teacher"}
+"""Of each part whose pods can be kept from a node; `answers` has its from `dataset`."""
 
-    async def suspended_after(number: int) -> None:
-        document = life.prepare(troubled)
+
+@dataclass
+class Reached:
+    """A failpoint that does something once the status that was just written says that a part is in a state."""
+
+    life: Life
+    key: Key
+    wanted: tuple[str, str]
+    do: Callable[[], None]
+    met: bool = False
+
+    def __call__(self, name: str) -> None:
+        if name == "after-status" and not self.met and self.wanted in self.life.runs_now(self.key):
+            self.met = True
+            self.do()
+
+
+@dataclass
+class Doorkeeper:
+    """Nodes that pods of one component find only once it opens: until then their part is Starting, and nothing else.
+
+    Of any other state it keeps nobody, and of `answers` neither: that is Starting only where the operator looks before a pod runs.
+    """
+
+    life: Life
+    wanted: tuple[str, str]
+    name: str = field(default_factory=lambda: f"door-{next(NUMBERS)}")
+
+    @property
+    def keeps(self) -> bool:
+        """Whether it keeps anybody."""
+        return self.wanted[1] == "Starting" and self.wanted[0] in COMPONENT
+
+    def runtime(self) -> str:
+        """The name of a runtime whose pods it keeps."""
+        if not self.keeps:
+            return "simulated"
+        component = COMPONENT[self.wanted[0]]
+        pods = {**PODS, component: {**PODS.get(component, {}), "nodeSelector": {f"kit/{self.name}": "open"}}}
+        made = self.life.server.create({**runtime_document(pod=pods), "metadata": {"name": self.name}}, dry_run=False)
+        assert made.status_code == 201, made.text
+        return self.name
+
+    def open(self) -> None:
+        """Let everybody in."""
+        nodes = self.life.server.client.get("/api/v1/nodes").json()["items"] if self.keeps else []
+        for node in nodes:
+            change = {"metadata": {"labels": {f"kit/{self.name}": "open"}}}
+            headers = {"Content-Type": "application/merge-patch+json"}
+            path = f"/api/v1/nodes/{node['metadata']['name']}"
+            assert self.life.server.client.patch(path, json=change, headers=headers).status_code == 200
+
+
+def assert_met(reached: list[Reached]) -> None:
+    """Every state was met."""
+    assert {one.wanted for one in reached if not one.met} <= {("answers", "Starting")}
+
+
+def test_suspended_in_any_state_it_frees_everything_and_goes_on_later(life: Life) -> None:
+    async def suspended_in(wanted: tuple[str, str]) -> Reached:
+        door = Doorkeeper(life, wanted)
+        document = life.prepare(life.held, runtimeRef={"name": door.runtime()})
         key = key_of(document)
-        do = Writes(at=number, do=lambda: life.patch_now(key, {"spec": {"suspend": True}}))
+        reached = Reached(life, key, wanted, lambda: life.patch_now(key, {"spec": {"suspend": True}}))
         uid = await life.make(document)
         revisions: list[int] = []
 
@@ -468,24 +551,19 @@ def test_suspended_in_any_state_it_frees_everything_and_goes_on_later(life: Life
 
         async def scenario() -> Story:
             story = await life.record.until(uid, rests, "the suspension")
-            states.update(states_of(story.job))
+            assert bool(revisions) is reached.met
             if revisions:
                 story = await life.record.until(uid, lambda s: not running(s), "the end of what ran")
                 assert story.condition("ResourcesReleased") == "True"
                 assert all((pod.over or 0) <= revisions[0] for pod in story.children.values() if pod.kind == "Pod")
+                door.open()
                 await life.patch(key, {"spec": {"suspend": False}})
             return await life.succeeded(uid)
 
-        await life.with_operators(scenario(), life.operate(key, do))
-        assert do.fired or number > len(writes) - 5
+        await life.with_operators(scenario(), life.operate(key, reached))
+        return reached
 
-    status_writes = [number for number, name in enumerate(writes, 1) if name == "after-status"]
-    life.run(side_by_side(*(suspended_after(number) for number in status_writes)))
-
-
-def states_of(job: Object) -> set[tuple[str, str]]:
-    status = job.get("status", {})
-    return {(stage["name"], stage["state"]) for stage in status.get("stages", [])}
+    assert_met(life.run(side_by_side(*(suspended_in(wanted) for wanted in STATES))))
 
 
 def running(story: Story) -> bool:
@@ -508,32 +586,38 @@ def test_a_job_that_is_created_suspended_has_no_child_at_all(life: Life) -> None
     life.run(scenario())
 
 
-def test_deleted_in_any_state_nothing_of_it_is_left(life: Life, writes: list[str]) -> None:
-    """Every other time the operator is gone as well: owner references clean up."""
+@pytest.mark.parametrize("with_the_operator", [False, True], ids=["operator-alive", "operator-gone"])
+def test_deleted_in_any_state_nothing_of_it_is_left(life: Life, with_the_operator: bool) -> None:
+    """Owner references clean up, where the operator is gone as well."""
 
-    async def deleted_after(number: int) -> None:
-        document = life.prepare(troubled)
+    async def deleted_in(wanted: tuple[str, str], suspended_in: tuple[str, str] | None = None) -> Reached:
+        document = life.prepare(life.held, runtimeRef={"name": Doorkeeper(life, wanted).runtime()})
         key = key_of(document)
 
         def delete() -> None:
             life.delete_now(key)
-            if number % 2:
+            if with_the_operator:
                 raise Crash
 
-        uid = await life.make(document)
-        do = Writes(at=number, do=delete)
-        if number % 2:
-            operator = life.operate_once(key, do)
-        else:
-            operator = life.operate(key, do)
-        try:
-            await life.with_operators(life.clean(uid), operator)
-        except AssertionError:
-            assert not do.fired, f"deleted after write {number}"
-            assert over(life.record.stories[uid])
+        reached = Reached(life, key, wanted, delete)
+        suspends = Reached(life, key, suspended_in or wanted, lambda: life.patch_now(key, {"spec": {"suspend": True}}))
 
-    status_writes = [number for number, name in enumerate(writes[:-4], 1) if name == "after-status"]
-    life.run(side_by_side(*(deleted_after(number) for number in status_writes)))
+        def failpoint(name: str) -> None:
+            reached(name)
+            if suspended_in is not None:
+                suspends(name)
+
+        uid = await life.make(document)
+        operator = life.operate_once(key, failpoint) if with_the_operator else life.operate(key, failpoint)
+        story = await life.with_operators(
+            life.record.until(uid, lambda s: (s.gone and not s.left()) or over(s), "a clean cluster"), operator
+        )
+        check(story)
+        assert story.gone is reached.met
+        return reached
+
+    drains = deleted_in(("answers", "Draining"), suspended_in=("answers", "Running"))
+    assert_met(life.run(side_by_side(drains, *(deleted_in(wanted) for wanted in STATES))))
 
 
 # ---- what people and others do to it -----------------------------------------------------------------------------------
