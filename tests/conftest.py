@@ -11,6 +11,14 @@ from tiny import tiny_models_folder
 
 os.environ.pop("COLUMNS", None)  # pytest-xdist's workers have one: commands are tested as where there is no terminal
 
+LONG = ("tests/local/", "tests/training/", "tests/operator/")
+"""Rooms whose files take longest: first, so that no worker is left alone with one of them at the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The order in which workers are given files."""
+    items.sort(key=lambda item: not item.nodeid.startswith(LONG))
+
 
 @pytest.fixture(scope="session")
 def tiny_models() -> Path:

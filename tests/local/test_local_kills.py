@@ -27,7 +27,7 @@ from kd_runtime.artifacts.store import body_sha256, open_store
 from kd_runtime.artifacts.units import Pair, UnitStore, request_seed
 
 pytestmark = [pytest.mark.runtime, pytest.mark.timeout(6 * 3600)]
-KILLS = int(os.environ.get("KD_SOAK_KILLS", "20"))
+KILLS = int(os.environ.get("KD_SOAK_KILLS", "10"))
 KINDS = {"rank": "training.rank", "teacher": "teacher serve", "stage": "stage run", "run": "main run"}
 """Kinds of process, by what their command lines hold; the first that fits counts."""
 GONE_SECONDS = 30

@@ -18,7 +18,7 @@ SAID = "the train step, at "
 @pytest.mark.parametrize(
     ("nodes", "changes"),
     [
-        (1, {"lora": {"rank": 4, "dropout": 0.1}}),
+        pytest.param(1, {"lora": {"rank": 4, "dropout": 0.1}}, marks=pytest.mark.further),
         (2, {"deepspeed": {"zeroStage": 2}, "epochs": 2}),
     ],
     ids=["one rank, LoRA with dropout", "two ranks, ZeRO-2"],

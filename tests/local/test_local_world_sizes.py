@@ -19,7 +19,7 @@ STEPS = 300
 START_SECONDS = 120
 
 
-@pytest.mark.parametrize(("before", "then"), [(2, 1), (1, 2)])
+@pytest.mark.parametrize(("before", "then"), [(2, 1), pytest.param(1, 2, marks=pytest.mark.further)])
 def test_training_goes_on_with_another_number_of_ranks(
     tmp_path: Path, tiny_models: Path, before: int, then: int
 ) -> None:

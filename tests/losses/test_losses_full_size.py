@@ -87,7 +87,12 @@ DENSE_BYTES = 2 * POSITIONS * VOCAB * 4
 
 @pytest.mark.parametrize(
     ("divergence", "temperature", "draws"),
-    [*((name, 1.0, 0) for name in DIVERGENCES), ("ForwardKL", 2.0, 0), ("ForwardKL", 1.0, 8)],
+    [
+        ("ForwardKL", 1.0, 8),
+        ("AdaptiveKL", 1.0, 0),
+        *(pytest.param(name, 1.0, 0, marks=pytest.mark.further) for name in DIVERGENCES if name != "AdaptiveKL"),
+        pytest.param("ForwardKL", 2.0, 0, marks=pytest.mark.further),
+    ],
 )
 def test_extra_memory_is_under_a_tenth_of_a_dense_loss(divergence: str, temperature: float, draws: int) -> None:
     """At a vocabulary of 151,936 and 4,096 positions; the gradients of states and weights apart.

@@ -51,11 +51,11 @@ def no_rank_lives(run: TinyRun) -> bool:
     ("ranks", "stage", "changes"),
     [
         (1, 0, {}),
-        (2, 0, {}),
+        pytest.param(2, 0, {}, marks=pytest.mark.further),
         (2, 2, {}),
-        (2, 3, {}),
+        pytest.param(2, 3, {}, marks=pytest.mark.further),
         (1, 1, {"lora": {"rank": 4, "dropout": 0.1}}),
-        (2, 2, {"precision": "bf16"}),
+        pytest.param(2, 2, {"precision": "bf16"}, marks=pytest.mark.further),
     ],
 )
 def test_a_killed_run_goes_on_to_the_same_bits(prepared: Runs, ranks: int, stage: int, changes: Any) -> None:

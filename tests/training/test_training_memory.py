@@ -21,6 +21,9 @@ pytestmark = pytest.mark.runtime
 TOLERANCE = 0.2
 BETWEEN_MACHINES = 0.4
 """What the libraries hold differs as much: on one machine it was 135 MB more than on another with the same packages."""
+QUICK_BF16 = pytest.mark.skipif(
+    not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="without AVX-512, products in bf16 take 50 times as long"
+)
 ROWS = 72
 """Of about 30 tokens: two forward passes and more, so that gradients are added up."""
 
@@ -141,8 +144,8 @@ def test_a_model_of_no_size_needs_the_libraries(libraries: int) -> None:
     [
         (1, {}),
         (1, {"gradientCheckpointing": True}),
-        (1, {"deepspeed": {"zeroStage": 1}}),
-        (1, {"deepspeed": {"zeroStage": 2}}),
+        pytest.param(1, {"deepspeed": {"zeroStage": 1}}, marks=pytest.mark.further),
+        pytest.param(1, {"deepspeed": {"zeroStage": 2}}, marks=pytest.mark.further),
         (1, {"deepspeed": {"zeroStage": 3}}),
         (2, {"deepspeed": {"zeroStage": 2}}),
     ],
@@ -162,11 +165,13 @@ def test_what_the_quickstarts_student_adds(added: Added) -> None:
     "changes",
     [
         {"lora": {"rank": 8}},
-        {"lora": {"rank": 8, "targetModules": ["q_proj", "k_proj", "v_proj", "o_proj"]}},
-        {"lora": {"rank": 16}, "gradientCheckpointing": True},
-        {"lora": {"rank": 8}, "precision": "bf16"},
-        {"precision": "bf16", "deepspeed": {"zeroStage": 1}},
-        {"precision": "bf16", "deepspeed": {"zeroStage": 2}},
+        pytest.param(
+            {"lora": {"rank": 8, "targetModules": ["q_proj", "k_proj", "v_proj", "o_proj"]}}, marks=pytest.mark.further
+        ),
+        pytest.param({"lora": {"rank": 16}, "gradientCheckpointing": True}, marks=pytest.mark.further),
+        pytest.param({"lora": {"rank": 8}, "precision": "bf16"}, marks=[QUICK_BF16, pytest.mark.further]),
+        pytest.param({"precision": "bf16", "deepspeed": {"zeroStage": 1}}, marks=[QUICK_BF16, pytest.mark.further]),
+        pytest.param({"precision": "bf16", "deepspeed": {"zeroStage": 2}}, marks=QUICK_BF16),
     ],
     ids=str,
 )
@@ -175,11 +180,12 @@ def test_what_a_small_model_adds_with_lora_and_in_bf16(added: Added, changes: di
     assert held == pytest.approx(allocated, rel=TOLERANCE)
 
 
+@pytest.mark.further
 @pytest.mark.parametrize(
     "changes",
     [
         {"lora": {"rank": 8}},
-        {"precision": "bf16", "deepspeed": {"zeroStage": 2}},
+        pytest.param({"precision": "bf16", "deepspeed": {"zeroStage": 2}}, marks=QUICK_BF16),
     ],
     ids=str,
 )
