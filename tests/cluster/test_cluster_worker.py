@@ -307,6 +307,7 @@ def test_no_child_is_created_for_a_job_that_changed_since_it_was_read(
         ("teacher/big", 3, True),
         ("teacher/big", 1, False),
         ("exam", 1, False),
+        ("release", 1, False),  # withdrawn
         ("", 0, True),
     ],
 )
@@ -315,7 +316,13 @@ def test_only_the_attempt_that_the_status_claims_gets_children(
 ) -> None:
     job = bench.job()
     status = {**claimed().model_dump(mode="json", by_alias=True, exclude_none=True)}
-    bench.patch(job, {"status": {**status, "teachers": [{"name": "big", "attempt": 3}]}}, "/status")
+    withdrawn = {"name": "release", "type": "publish", "attempt": 1, "state": "Waiting"}
+    runs = {
+        "plan": {"attempt": 1, "state": "Running"},
+        "stages": [*status["stages"], withdrawn],
+        "teachers": [{"name": "big", "attempt": 3, "state": "Starting"}],
+    }
+    bench.patch(job, {"status": {**status, **runs}}, "/status")
     bench.run(lambda seen, *_: Decision(create=(Create(child(seen), Claim(part, attempt)),)), [job], look=1)
     assert len(posts(bench)) == int(created)
 

@@ -72,7 +72,7 @@ FURTHER = pytest.mark.faults
     "wound",
     [
         killed_trainer,
-        suspended_and_resumed,
+        pytest.param(suspended_and_resumed, marks=FURTHER),
         pytest.param(evicted_trainer, marks=FURTHER),
         pytest.param(store_gone, marks=FURTHER),
         pytest.param(killed_operator, marks=FURTHER),
@@ -197,7 +197,9 @@ def killed_control_plane(node: Node, name: str) -> None:
         revive(node.environment, program)
 
 
-@pytest.mark.parametrize("wound", [killed_teacher, killed_control_plane, pytest.param(killed_worker, marks=FURTHER)])
+@pytest.mark.parametrize(
+    "wound", [killed_teacher, *(pytest.param(wound, marks=FURTHER) for wound in (killed_control_plane, killed_worker))]
+)
 def test_capture_goes_on_to_the_same_student_and_asks_nothing_again_that_was_committed(
     node: Node, undisturbed: dict[str, Any], wound: Wound
 ) -> None:

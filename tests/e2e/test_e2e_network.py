@@ -11,9 +11,10 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from e2e.tiny_jobs import tiny_job, upload_inputs
-from real_node import NAMESPACE, Node, run
+from real_node import BUCKET, NAMESPACE, Node, run
 
 from kd_runtime import __version__
 
@@ -65,6 +66,21 @@ def metadata_service(node: Node) -> Iterator[str]:
         run(["ip", "address", "delete", *address], node.environment, 30)
 
 
+@contextmanager
+def held(name: str) -> Iterator[None]:
+    """The job's workers stand still, so that its teacher is there for as long."""
+    commands = [(process, process.info["cmdline"] or []) for process in psutil.process_iter(["cmdline"])]
+    workers = [process for process, words in commands if "stage" in words and f"s3://{BUCKET}/{name}/" in words]
+    assert workers
+    for worker in workers:
+        worker.suspend()
+    try:
+        yield
+    finally:
+        for worker in workers:
+            worker.resume()
+
+
 def reaches(node: Node, pod: str, url: str) -> bool:
     """Whether a pod that runs reaches a URL."""
     return node.kubectl("exec", "-n", NAMESPACE, pod, "--", "python3", "-c", ASK.format(url=url)) == "reached\n"
@@ -101,12 +117,13 @@ def test_a_jobs_own_pods_alone_reach_its_teacher_and_not_the_clouds_metadata_tha
     uid = node.job(name)["metadata"]["uid"]
     health = f"{teacher['url']}/health"
     (inside,) = (pod["metadata"]["name"] for pod in node.pods(name, "teacher"))
-    assert reaches(node, inside, health)
-    with metadata_service(node) as metadata:
-        assert not reaches(node, inside, metadata)
-        assert caller(node, "anybody", {"app": "anybody"}, metadata)
-    assert not caller(node, "stranger", {"app": "stranger"}, health)
-    assert caller(node, "member", {"kubedistill.io/job-uid": uid}, health)
+    with held(name):
+        assert reaches(node, inside, health)
+        with metadata_service(node) as metadata:
+            assert not reaches(node, inside, metadata)
+            assert caller(node, "anybody", {"app": "anybody"}, metadata)
+        assert not caller(node, "stranger", {"app": "stranger"}, health)
+        assert caller(node, "member", {"kubedistill.io/job-uid": uid}, health)
     node.succeeded(name, SECONDS)
 
 
