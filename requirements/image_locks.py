@@ -17,7 +17,7 @@ from packaging.utils import canonicalize_name
 
 HERE = Path(__file__).resolve().parent
 NOT_IN_IMAGES = frozenset(
-    {"pytest", "pytest-timeout", "pytest-xdist", "matplotlib", "ruff", "mypy", "import-linter", "hypothesis", "moto", "boto3-stubs", "types-psutil", "types-pyyaml", "gguf", "lupa"}
+    {"pytest", "pytest-timeout", "pytest-xdist", "matplotlib", "trl", "ruff", "mypy", "import-linter", "hypothesis", "moto", "boto3-stubs", "types-psutil", "types-pyyaml", "gguf", "lupa"}
 )
 """Of cpu.in: what only the suite, the linters and the demo need."""
 OPERATOR_ONLY = frozenset({"kopf", "kubernetes"})
