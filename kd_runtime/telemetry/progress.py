@@ -94,7 +94,7 @@ class Reporter:
         now = time.monotonic()
         if self._first is None and tokens:
             self._first = now, tokens
-        if self._first is None:
+        if self._first is None or not tokens:  # none are made any more: rows are put together, or a summary
             return 0.0
         began, had = self._first
         return (tokens - had) / (now - began) if now - began >= RATED_SECONDS else 0.0

@@ -227,12 +227,12 @@ def test_a_rate_is_that_of_the_work_and_not_of_the_loading_before_it(monkeypatch
     now = 1000.0
     monkeypatch.setattr(progress.time, "monotonic", lambda: now)
     reporter, rates = Reporter("student", url=""), []
-    for later, tokens in ((0.0, 0), (60.0, 500), (0.0, 700), (0.5, 900), (1.5, 1300), (2.0, 1700)):
+    for later, tokens in ((0.0, 0), (60.0, 500), (0.0, 700), (0.5, 900), (1.5, 1300), (2.0, 1700), (1.0, 0)):
         now += later
         reporter.update(1, 10, "steps", tokens=tokens)
         assert reporter._latest
         rates.append(reporter._latest.tokens_per_second)
-    assert rates == [0.0, 0.0, 0.0, 0.0, 400.0, 300.0]
+    assert rates == [0.0, 0.0, 0.0, 0.0, 400.0, 300.0, 0.0]  # at the end rows are put together: no token is made
 
 
 def test_lines_are_printed_where_there_is_no_terminal() -> None:
