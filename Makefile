@@ -9,6 +9,7 @@ BESIDE := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 STAMP := $(VENV)/.installed-$(shell cat requirements/cpu.lock.txt requirements/install.sh pyproject.toml 2>/dev/null | sha256sum | cut -c1-16)
 export HF_HUB_OFFLINE ?= 1
 
+.NOTPARALLEL: # tiers of the suite share two cores: one after the other, under `make -j` too
 .PHONY: help demo test test-faults test-further test-fast test-runtime test-cluster lint generate image-locks images format bench bench-operator soak clean
 
 help: ## what there is

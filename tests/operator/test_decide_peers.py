@@ -34,9 +34,7 @@ def rewrite(job: Job, stage: str, claim: dict[str, object]) -> None:
 
 def about_to_claim(world: World, monkeypatch: pytest.MonkeyPatch, *names: str) -> list[Job]:
     """Jobs that would make the same, the oldest first, none of which has claimed its first stage yet."""
-    monkeypatch.setattr(
-        worker, "MOST_CLAIMS", 0
-    )  # a pass ends with its claim: what several operators may do in between
+    monkeypatch.setattr(worker, "MOST_CLAIMS", 0)  # a pass ends with its claim: others may do something in between
     monkeypatch.setattr(queue, "HEAD_START_SECONDS", 0.0)  # turn and turn about
     jobs = sorted((world.apply(name) for name in names), key=lambda job: job.uid)
     world.until(lambda: all(job.stage("dataset").key for job in jobs))
@@ -49,6 +47,18 @@ def about_to_claim(world: World, monkeypatch: pytest.MonkeyPatch, *names: str) -
 def is_about_to_create(operator: Operator, child: str) -> bool:
     """Whether an operator has decided to, and not done so yet."""
     return any(one.child == f"Job/{child}" for one in operator.decided[-1][1].create) if operator.decided else False
+
+
+def about_to_create(world: World) -> tuple[Operator, Job, str]:
+    """An operator that has claimed a job's first stage and decided to create its batch Job, of that name, and the job."""
+    operator = world.operators[0]
+    operator.stepwise = True
+    job = world.apply()
+    job.reach("dataset", "Queued")
+    child = job.child("dataset", 1)
+    world.until(lambda: is_about_to_create(operator, child))
+    assert f"Job/{child}" not in job.children()
+    return operator, job, child
 
 
 def takes_up(operator: Operator, job: Job) -> Operator:
@@ -131,16 +141,10 @@ def test_who_comes_back_to_a_claim_of_long_ago_waits_for_who_has_begun_meanwhile
 
 
 def test_no_child_is_made_of_a_job_that_was_left_alone_since_it_was_looked_at(world: World) -> None:
-    operator = world.operators[0]
-    operator.stepwise = True
-    job = world.apply()
-    job.reach("dataset", "Queued")
-    name = job.child("dataset", 1)
-    world.until(lambda: name in [one.manifest["metadata"]["name"] for one in operator.decided[-1][1].create])
-    assert f"Job/{name}" not in job.children()  # decided, and not done yet
+    _, job, child = about_to_create(world)
     job.annotate(RECONCILE_ANNOTATION, "disabled")
     world.wait(120)
-    assert f"Job/{name}" not in job.children()
+    assert f"Job/{child}" not in job.children()
     job.annotate(RECONCILE_ANNOTATION, None)
     assert job.finish() == "Succeeded"
     assert job.stage("dataset").attempt == 1
@@ -237,13 +241,7 @@ def test_a_stage_that_is_to_be_tried_again_is_left_to_a_peer_that_has_claimed_it
 
 
 def test_no_child_is_made_of_a_claim_that_another_operator_has_withdrawn_since(world: World) -> None:
-    operator = world.operators[0]
-    operator.stepwise = True
-    job = world.apply()
-    job.reach("dataset", "Queued")
-    child = job.child("dataset", 1)
-    world.until(lambda: is_about_to_create(operator, child))
-    assert f"Job/{child}" not in job.children("Job")
+    operator, job, child = about_to_create(world)
     rewrite(job, "dataset", WITHDRAWN)
     operator.finish()
     assert f"Job/{child}" not in job.children("Job")
